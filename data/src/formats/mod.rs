@@ -1,0 +1,9 @@
+//! Files that hold a data set's descriptions and codes.
+
+pub mod annotations;
+
+pub mod clip_name;
+
+pub mod code_dataset;
+
+pub mod latent_code_infos;

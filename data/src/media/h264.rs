@@ -1,0 +1,309 @@
+//! MP4 with H.264, read in process: container by [`super::mp4`], pictures by the crate `rust_h264`.
+//!
+//! The order in which frames are shown comes from the container, not from the stream. Reading starts only at pictures
+//! after which nothing refers back (IDR), so that every frame is exact wherever reading began.
+//! The decoder reports damage in the first slice of a picture; damage in a later slice of the same picture shows as
+//! wrong pixels there and nowhere else, as in other decoders.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use rust_h264::decoder::{ChromaFormat, Decoder, Frame};
+use rust_h264::nal::{NalUnitType, parse_avcc, parse_avcc_config};
+
+use super::mp4::{self, Found, Track, read_at};
+use super::sps::{self, Sps};
+use super::{MAX_PIXELS, Matrix, MediaError, Picture, PixelFormat, Plane, Range};
+use crate::VideoInfo;
+
+/// What a file turned out to be.
+pub(super) enum Opened {
+    Here(VideoInfo, H264Reader),
+    /// What it is, for a message.
+    Elsewhere(String),
+}
+
+/// An open file and, once something was read, a decoder somewhere in it.
+pub(super) struct H264Reader {
+    path: PathBuf,
+    file: File,
+    track: Track,
+    length_size: usize,
+    sps: Sps,
+    matrix: Matrix,
+    range: Range,
+    running: Option<Running>,
+}
+
+struct Running {
+    decoder: Decoder,
+    /// The next sample to decode.
+    next: usize,
+    /// Frames that came out of the decoder but may still be asked for by the next read: the last wanted one (clips share
+    /// their boundary frame) and those shown after it. At most as many as B-frames can be reordered.
+    kept: BTreeMap<u32, Picture>,
+}
+
+pub(super) fn open(path: &Path) -> Result<Opened, MediaError> {
+    let mut file = File::open(path).map_err(|e| MediaError::io(path, e))?;
+    let track = match mp4::read_index(path, &mut file)? {
+        Found::Track(track) => track,
+        Found::Elsewhere(what) => return Ok(Opened::Elsewhere(what)),
+    };
+    let broken = |reason: &str| MediaError::broken(path, reason);
+    let length_size = usize::from(track.avcc.get(4).copied().unwrap_or(0) & 3) + 1;
+    let sps = match first_sps(&track.avcc) {
+        Some(nal) => sps::parse(nal).map_err(broken)?,
+        None => return Ok(Opened::Elsewhere("H.264 with its parameters inside the stream".into())),
+    };
+    parse_avcc_config(&track.avcc).map_err(broken)?;
+    if sps.coded[0].saturating_mul(sps.coded[1]) > MAX_PIXELS || sps.width == 0 || sps.height == 0 {
+        let [width, height] = sps.coded;
+        return Err(broken(&format!("pictures of {width} x {height} pixels are beyond what is decoded ({MAX_PIXELS})")));
+    }
+    if let Some(what) = not_embedded(&sps) {
+        return Ok(Opened::Elsewhere(what));
+    }
+    let matrix = sps.matrix.or(track.matrix).unwrap_or(Matrix::Bt601);
+    let range = sps.range.or(track.range).unwrap_or(Range::Limited);
+    let info = describe(&track, &sps);
+    let path = path.to_owned();
+    let mut reader = H264Reader { path, file, track, length_size, sps, matrix, range, running: None };
+    if !reader.is_idr(0)? {
+        return Ok(Opened::Elsewhere("H.264 that does not begin with a keyframe".into()));
+    }
+    Ok(Opened::Here(info, reader))
+}
+
+/// Why the embedded decoder does not take a stream, if so.
+fn not_embedded(sps: &Sps) -> Option<String> {
+    let chroma = match sps.chroma {
+        Some(PixelFormat::I444) => return Some("H.264 with 4:4:4 chroma".into()),
+        _ => sps.bits,
+    };
+    if !matches!(chroma, 8 | 10) {
+        return Some(format!("H.264 with {} bits", sps.bits));
+    }
+    if !sps.plain {
+        return Some("H.264 with a lossless or mixed-depth profile".into());
+    }
+    (sps.profile == 88).then(|| "H.264 Extended profile".into())
+}
+
+fn describe(track: &Track, sps: &Sps) -> VideoInfo {
+    let frames = track.shown.len() as u32;
+    let timescale = u64::from(track.timescale);
+    let (fps_num, fps_den) = reduced(timescale * u64::from(frames), track.ticks);
+    VideoInfo {
+        container: "mp4".into(),
+        codec: "h264".into(),
+        width: sps.width,
+        height: sps.height,
+        fps_num,
+        fps_den,
+        frames,
+        duration_s: track.ticks as f64 / timescale as f64,
+        decoder: "h264".into(),
+    }
+}
+
+/// A fraction with both parts below 2^32. Unknown rates are 24, as in VideoWorld 2.
+pub(super) fn reduced(mut num: u64, mut den: u64) -> (u32, u32) {
+    if num == 0 || den == 0 {
+        return (24, 1);
+    }
+    let (mut a, mut b) = (num, den);
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    (num, den) = (num / a, den / a);
+    while num > u64::from(u32::MAX) || den > u64::from(u32::MAX) {
+        (num, den) = ((num / 2).max(1), (den / 2).max(1));
+    }
+    (num as u32, den as u32)
+}
+
+/// The first sequence parameter set of a decoder configuration record.
+fn first_sps(avcc: &[u8]) -> Option<&[u8]> {
+    let length = usize::from(u16::from_be_bytes([*avcc.get(6)?, *avcc.get(7)?]));
+    (avcc.get(5)? & 31 > 0).then_some(())?;
+    avcc.get(8..8 + length)
+}
+
+impl H264Reader {
+    /// See [`super::VideoReader::read`]; `wanted` are frames of the video.
+    pub(super) fn read(
+        &mut self,
+        mut wanted: BTreeSet<u32>,
+        sink: &mut dyn FnMut(u32, &Picture) -> Result<(), MediaError>,
+    ) -> Result<(), MediaError> {
+        let Some(&last) = wanted.last() else { return Ok(()) };
+        if let Some(running) = &self.running {
+            for (&frame, picture) in &running.kept {
+                if wanted.remove(&frame) {
+                    sink(frame, picture)?;
+                }
+            }
+        }
+        let mut places: Vec<usize> = wanted.iter().map(|&frame| self.track.shown[frame as usize] as usize).collect();
+        places.sort_unstable();
+        for place in places {
+            self.go_towards(place)?;
+            self.decode_to(place, last, &wanted, sink)?;
+        }
+        if let Some(running) = &mut self.running {
+            running.kept.retain(|&frame, _| frame >= last);
+        }
+        Ok(())
+    }
+
+    /// Makes the decoder stand at or before `place`, with nothing that `place` needs behind it.
+    fn go_towards(&mut self, place: usize) -> Result<(), MediaError> {
+        let next = self.running.as_ref().map(|running| running.next).filter(|&next| next <= place);
+        // Starting anew only pays at a keyframe that lies ahead of where the decoder stands.
+        let floor = next.map_or(0, |next| next + 1);
+        let mut start = None;
+        for candidate in (floor..=place).rev() {
+            if (candidate == 0 || self.track.samples[candidate].is_sync) && self.is_idr(candidate)? {
+                start = Some(candidate);
+                break;
+            }
+        }
+        let start = match (start, next) {
+            (Some(start), _) => start,
+            (None, Some(_)) => return Ok(()),
+            (None, None) => return Err(self.broken(0, "is no keyframe any more; the file changed while it was read")),
+        };
+        let mut decoder = Decoder::new();
+        let config = parse_avcc_config(&self.track.avcc).map_err(|e| MediaError::broken(&self.path, e))?;
+        for nal in config.sps_nals.iter().chain(&config.pps_nals) {
+            decoder.decode_nal(nal).map_err(|e| MediaError::broken(&self.path, format!("parameter set: {e}")))?;
+        }
+        self.running = Some(Running { decoder, next: start, kept: BTreeMap::new() });
+        Ok(())
+    }
+
+    /// Decodes up to the sample at `place` and hands over what is wanted on the way.
+    fn decode_to(
+        &mut self,
+        place: usize,
+        last: u32,
+        wanted: &BTreeSet<u32>,
+        sink: &mut dyn FnMut(u32, &Picture) -> Result<(), MediaError>,
+    ) -> Result<(), MediaError> {
+        // Whatever goes wrong leaves a decoder in an unknown state behind; the next read starts anew.
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        while running.next <= place {
+            let at = running.next;
+            let picture = self.decode_sample(&mut running.decoder, at)?;
+            running.next += 1;
+            let Some(frame) = self.track.samples[at].frame else { continue };
+            if wanted.contains(&frame) {
+                sink(frame, &picture)?;
+            }
+            if frame >= last {
+                running.kept.insert(frame, picture);
+            }
+        }
+        self.running = Some(running);
+        Ok(())
+    }
+
+    fn decode_sample(&mut self, decoder: &mut Decoder, at: usize) -> Result<Picture, MediaError> {
+        let bytes = self.sample(at)?;
+        let mut frames = Vec::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let length = rest.get(..self.length_size).map(|b| b.iter().fold(0usize, |n, &byte| n << 8 | usize::from(byte)));
+            let end = length.and_then(|length| length.checked_add(self.length_size)).filter(|&end| end <= rest.len());
+            let Some(end) = end else {
+                return Err(self.broken(at, "holds a unit that runs past the sample's end; the file is damaged"));
+            };
+            let (unit, after) = rest.split_at(end);
+            rest = after;
+            if unit.len() == self.length_size {
+                continue;
+            }
+            self.check_same_size(at, &unit[self.length_size..])?;
+            for nal in parse_avcc(unit, self.length_size) {
+                match guarded(|| decoder.decode_nal(&nal)) {
+                    Ok(Ok(frame)) => frames.extend(frame),
+                    Ok(Err(error)) => return Err(self.broken(at, &format!("cannot be decoded: {error}"))),
+                    Err(panic) => return Err(self.broken(at, &format!("made the decoder fail: {panic}"))),
+                }
+            }
+        }
+        // One sample is one picture, so that nothing is lost by closing the picture here.
+        match guarded(|| decoder.flush()) {
+            Ok(frame) => frames.extend(frame),
+            Err(panic) => return Err(self.broken(at, &format!("made the decoder fail: {panic}"))),
+        }
+        let count = frames.len();
+        match <[Frame; 1]>::try_from(frames) {
+            Ok([frame]) => self.picture(at, frame),
+            Err(_) => Err(self.broken(at, &format!("gave {count} pictures instead of one"))),
+        }
+    }
+
+    /// A stream that changes its size midway is refused; the check also keeps a damaged set from asking for memory.
+    fn check_same_size(&self, at: usize, nal: &[u8]) -> Result<(), MediaError> {
+        if nal[0] & 31 != 7 {
+            return Ok(());
+        }
+        let sps = sps::parse(nal).map_err(|reason| self.broken(at, reason))?;
+        if (sps.coded, sps.width, sps.height) == (self.sps.coded, self.sps.width, self.sps.height) {
+            return Ok(());
+        }
+        let (from, to) = ([self.sps.width, self.sps.height], [sps.width, sps.height]);
+        Err(self.broken(at, &format!("changes the size from {from:?} to {to:?}; cut the file there")))
+    }
+
+    fn picture(&self, at: usize, frame: Frame) -> Result<Picture, MediaError> {
+        let (width, height) = (frame.width, frame.height);
+        if (width, height) != (self.sps.width, self.sps.height) {
+            let reason = format!("has {width} x {height} pixels instead of {} x {}", self.sps.width, self.sps.height);
+            return Err(self.broken(at, &reason));
+        }
+        let format = match frame.chroma_format {
+            ChromaFormat::Yuv420 => PixelFormat::I420,
+            ChromaFormat::Yuv422 => PixelFormat::I422,
+        };
+        let chroma_stride = frame.chroma_width() as usize;
+        let deep = frame.bit_depth > 8;
+        let plane = |data: Vec<u8>, stride| Plane { data: if deep { rounded(&data) } else { data }, stride };
+        let planes = [plane(frame.y, width as usize), plane(frame.u, chroma_stride), plane(frame.v, chroma_stride)];
+        Ok(Picture { width, height, format, planes, matrix: self.matrix, range: self.range })
+    }
+
+    /// Does the sample at `at` hold an IDR picture?
+    fn is_idr(&mut self, at: usize) -> Result<bool, MediaError> {
+        let bytes = self.sample(at)?;
+        Ok(parse_avcc(&bytes, self.length_size).iter().any(|nal| nal.nal_unit_type == NalUnitType::SliceIdr))
+    }
+
+    fn sample(&mut self, at: usize) -> Result<Vec<u8>, MediaError> {
+        let sample = self.track.samples[at];
+        read_at(&mut self.file, sample.offset, sample.size as usize).map_err(|e| MediaError::io(&self.path, e))
+    }
+
+    fn broken(&self, at: usize, reason: &str) -> MediaError {
+        let (of, byte) = (self.track.samples.len(), self.track.samples[at].offset);
+        MediaError::broken(&self.path, format!("sample {at} of {of} at byte {byte} {reason}"))
+    }
+}
+
+/// 10-bit samples, two bytes each, as 8 bits.
+fn rounded(wide: &[u8]) -> Vec<u8> {
+    let round = |pair: &[u8]| (u16::from_le_bytes([pair[0], pair[1]]).saturating_add(2) >> 2).min(255) as u8;
+    wide.chunks_exact(2).map(round).collect()
+}
+
+/// Runs the decoder, which may panic on damaged streams; the panic's message is the error.
+fn guarded<R>(run: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
+    })
+}

@@ -1,0 +1,229 @@
+//! The memoised operator: units in, rows out, computed only where the store does not know them.
+//!
+//! Differential carries ids and hashes, never a pixel. For each change `(unit, round, ±1)` the operator looks the unit's
+//! key up. A hit yields the remembered rows with the same sign. A miss keeps the right to speak at its round, sends a
+//! job to the pool, and yields the rows when the committer says that they are durable. A key that is being computed is
+//! joined, by copies of the same content as well as by a retraction that arrives meanwhile.
+//!
+//! Differs from the textbook: no waiting for a round's end before the lookup. Equal changes cancel as far as they arrive
+//! together, and the rest cancels behind the operator; a wait would make each stage a barrier for its round.
+
+mod item;
+mod whole;
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use differential_dataflow::{AsCollection, VecCollection};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::channels::pact::Exchange;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::Operator;
+use timely::scheduling::SyncActivator;
+
+pub(crate) use item::{Fault, Item, Settled, Whole, Work, Yield};
+pub(crate) use whole::{end_of_ingest, whole_table};
+
+use crate::fingerprint::{Fingerprint, Hash};
+use crate::pool::{Job, Reply};
+use crate::run::graph::GroupInput;
+use crate::run::shared::Shared;
+
+/// Engine time: rounds, counted within ingests; see [`end_of_ingest`].
+pub(crate) type Time = u64;
+
+/// One group's operator; see the module's documentation.
+pub(crate) fn derive<'s>(
+    units: VecCollection<'s, Time, Work>,
+    shared: &Arc<Shared>,
+    group: usize,
+) -> VecCollection<'s, Time, Yield> {
+    let shared = shared.clone();
+    let units = units.consolidate_stream().inner;
+    let activations = units.scope().activations();
+    let by_content = Exchange::new(|(work, _, _): &(Work, Time, isize)| work.route());
+    let name = format!("Derive {}", shared.graph.stages[shared.graph.groups[group].members[0].stage].id);
+    units
+        .unary::<CapacityContainerBuilder<Vec<(Yield, Time, isize)>>, _, _, _>(by_content, &name, move |_, info| {
+            let (sender, replies) = crossbeam_channel::unbounded();
+            let activator = SyncActivator::new(info.address.to_vec(), activations.borrow().sync());
+            let mut group =
+                GroupState { shared, group, reply: Arc::new(Reply { sender, activator }), known: HashMap::new() };
+            move |input, output| {
+                let mut changes = Vec::new();
+                input.for_each(|stamp, data| {
+                    changes.extend(data.drain(..).map(|(work, time, sign)| Change {
+                        capability: stamp.delayed(&time, 0),
+                        work,
+                        sign,
+                    }));
+                });
+                let mut yields = Yields::new();
+                group.take_changes(changes, &mut yields);
+                group.take_replies(replies.try_iter(), &mut yields);
+                for (time, (capability, rows)) in yields {
+                    output.session(&capability).give_iterator(rows.into_iter().map(|(row, sign)| (row, time, sign)));
+                }
+            }
+        })
+        .as_collection()
+}
+
+/// A unit that came or went.
+struct Change {
+    capability: Capability<Time>,
+    work: Work,
+    sign: isize,
+}
+
+/// What to say, by time.
+type Yields = BTreeMap<Time, (Capability<Time>, Vec<(Yield, isize)>)>;
+
+struct GroupState {
+    shared: Arc<Shared>,
+    group: usize,
+    reply: Arc<Reply>,
+    known: HashMap<Hash, Known>,
+}
+
+/// What this worker knows of a key.
+enum Known {
+    Settled(Settled),
+    /// It is being computed, for these.
+    Awaited(Vec<Waiter>),
+}
+
+struct Waiter {
+    capability: Capability<Time>,
+    item: Item,
+    member: usize,
+    sign: isize,
+}
+
+impl GroupState {
+    fn take_changes(&mut self, changes: Vec<Change>, yields: &mut Yields) {
+        let changes: Vec<_> = changes.into_iter().map(|change| (self.keys(&change.work), change)).collect();
+        self.look_up(changes.iter().flat_map(|(keys, _)| keys));
+        for (keys, change) in changes {
+            let Change { capability, work, sign } = change;
+            let mut wanted = Vec::new();
+            for (member, key) in keys.into_iter().enumerate() {
+                let waiter = Waiter { capability: capability.clone(), item: work.item.clone(), member, sign };
+                if sign > 0 {
+                    self.counters(member).total.fetch_add(sign as u64, Relaxed);
+                }
+                match self.known.entry(key) {
+                    Entry::Occupied(mut known) => match known.get_mut() {
+                        Known::Awaited(waiters) => waiters.push(waiter),
+                        Known::Settled(settled) => {
+                            let settled = settled.clone();
+                            self.settle(&settled, waiter, true, yields);
+                        }
+                    },
+                    Entry::Vacant(unknown) if sign > 0 => {
+                        unknown.insert(Known::Awaited(vec![waiter]));
+                        wanted.push((member, key));
+                    }
+                    // It yielded nothing in this process, so there is nothing to take back.
+                    Entry::Vacant(_) => {}
+                }
+            }
+            if !wanted.is_empty() {
+                self.shared.jobs.push_job(Job { group: self.group, work, wanted, reply: self.reply.clone() });
+            }
+        }
+    }
+
+    fn take_replies(&mut self, replies: impl Iterator<Item = (Hash, Settled)>, yields: &mut Yields) {
+        for (key, settled) in replies {
+            let before = self.known.insert(key, Known::Settled(settled.clone()));
+            let Some(Known::Awaited(waiters)) = before else { continue };
+            for (index, waiter) in waiters.into_iter().enumerate() {
+                // The first one is who it was computed for.
+                self.settle(&settled, waiter, index > 0, yields);
+            }
+        }
+    }
+
+    /// Asks the store for the keys that this worker does not know yet.
+    fn look_up<'a>(&mut self, keys: impl Iterator<Item = &'a Hash>) {
+        let mut unknown: Vec<Hash> = keys.filter(|key| !self.known.contains_key(key)).copied().collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        if unknown.is_empty() {
+            return;
+        }
+        match self.shared.store.memos(&unknown) {
+            Ok(memos) => {
+                let hits = unknown.into_iter().zip(memos).filter_map(|(key, memo)| Some((key, memo?)));
+                self.known.extend(hits.map(|(key, memo)| (key, Known::Settled(Settled::from_memo(memo)))));
+            }
+            // All is computed as if nothing were known, until the workers see that the run has failed.
+            Err(error) => self.shared.fail(error),
+        }
+    }
+
+    fn settle(&self, settled: &Settled, waiter: Waiter, reused: bool, yields: &mut Yields) {
+        let Waiter { capability, item, member, sign } = waiter;
+        let graph = &self.shared.graph;
+        let member = &graph.groups[self.group].members[member];
+        let stage = &graph.stages[member.stage];
+        if sign > 0 {
+            stage.counters.settled(sign as u64);
+            stage.counters.reused.fetch_add(if reused { sign as u64 } else { 0 }, Relaxed);
+        }
+        let (_, rows) = yields.entry(*capability.time()).or_insert_with(|| (capability, Vec::new()));
+        match settled {
+            Settled::Rows(memo) => {
+                let unit = graph.id_after(&member.chain, &item.id);
+                rows.extend(memo.iter().map(|row| {
+                    let item = Item {
+                        id: Arc::from(stage.stage.row_id(&unit, &row.name)),
+                        content: row.content,
+                        origin: item.origin.clone(),
+                        files: Arc::from(row.files.clone()),
+                    };
+                    (Yield::Row { stage: member.stage as u32, item }, sign)
+                }));
+            }
+            Settled::Fault { depth, class, reason } => {
+                // A fault of a transient stage stands under that stage's name, once for all that it serves.
+                let depth = depth.filter(|depth| *depth < member.chain.len());
+                let at = depth.map_or(member.stage, |depth| member.chain[depth]);
+                let unit = graph.id_after(&member.chain[..depth.unwrap_or(member.chain.len())], &item.id);
+                let quarantined = &graph.stages[at].counters.quarantined;
+                quarantined.fetch_add(u64::from(sign > 0), Relaxed);
+                let fault = Fault { unit, path: item.origin.clone(), class: *class, reason: reason.clone() };
+                rows.push((Yield::Fault { stage: at as u32, fault }, sign));
+            }
+        }
+    }
+
+    /// The unit's key for each member of the group.
+    fn keys(&self, work: &Work) -> Vec<Hash> {
+        let graph = &self.shared.graph;
+        let group = &graph.groups[self.group];
+        let content = (!matches!(group.input, GroupInput::Shards(_))).then_some(&work.item.content);
+        let roots: Vec<(&str, Hash)> = group
+            .wholes
+            .iter()
+            .zip(&work.tables)
+            .map(|(input, whole)| {
+                let mut root = Fingerprint::new();
+                root.hash(&whole.root);
+                for stage in &input.chain {
+                    root.text("via").hash(&graph.stages[*stage].fingerprint);
+                }
+                (input.port, root.finish())
+            })
+            .collect();
+        group.members.iter().map(|member| graph.key(member, content, &roots)).collect()
+    }
+
+    fn counters(&self, member: usize) -> &crate::pool::StageCounters {
+        let graph = &self.shared.graph;
+        &graph.stages[graph.groups[self.group].members[member].stage].counters
+    }
+}

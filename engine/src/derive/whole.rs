@@ -1,0 +1,47 @@
+//! Tables taken as a whole: complete once the ingest is, named by a root over their rows.
+
+use differential_dataflow::VecCollection;
+
+use super::Time;
+use super::item::{Item, Whole, first_bytes};
+use crate::fingerprint::{Fingerprint, Hash};
+
+/// Times of one ingest (a scan of the sources, or a group of file events) share their upper bits; the lower ones count
+/// its rounds.
+const ROUND_BITS: u32 = 32;
+
+/// The last time of the ingest that `time` belongs to: there, its tables are complete.
+pub(crate) fn end_of_ingest(time: &Time) -> Time {
+    time | ((1 << ROUND_BITS) - 1)
+}
+
+/// The table's shards that have rows, at the end of each ingest. Rows are spread over shards by the hash of their id, so
+/// one changed row changes one shard.
+pub(crate) fn whole_table<'s>(
+    rows: VecCollection<'s, Time, Item>,
+    shards: u32,
+) -> VecCollection<'s, Time, (u32, Whole)> {
+    rows.delay(end_of_ingest).map(move |item| (shard(&item.id, shards), item)).reduce_named(
+        "Whole",
+        |_, rows, output| {
+            let present = rows.iter().filter(|(_, count)| *count > 0);
+            // Differential presents rows sorted, and they sort by id first.
+            let rows: Vec<Item> = present.map(|(item, _)| (*item).clone()).collect();
+            if !rows.is_empty() {
+                output.push((Whole { root: root(&rows), rows: rows.into() }, 1isize));
+            }
+        },
+    )
+}
+
+fn shard(id: &str, shards: u32) -> u32 {
+    (first_bytes(&Hash::of_bytes(id.as_bytes())) % u64::from(shards)) as u32
+}
+
+fn root(rows: &[Item]) -> Hash {
+    let mut root = Fingerprint::new();
+    for item in rows {
+        root.text(&item.id).hash(&item.content);
+    }
+    root.finish()
+}

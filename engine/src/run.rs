@@ -1,0 +1,159 @@
+//! Brings what a pipeline publishes to what its plan wants.
+//!
+//! Every run starts from two facts: what the sources hold now, and what is published. The dataflow derives what is
+//! wanted, mostly from what the store remembers, and `wanted - published` is the list of rows to add and to take back.
+//! Only when all of it is known is anything published, in one transaction; then the folders outside the store are made
+//! equal to it. No dataflow state is saved, so a run that was stopped or killed leaves nothing to repair: the next one
+//! computes what is missing.
+
+pub(crate) mod dataflow;
+pub(crate) mod feed;
+pub(crate) mod graph;
+pub(crate) mod publish;
+pub(crate) mod shared;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::error::{Error, Result};
+use crate::plan::{Plan, fingerprints};
+use crate::pool::{Budget, Cancel, CommitMessage, Progress, Threads, commit_loop, quietly};
+use crate::report::{Outcome, Report};
+use crate::spec::Runtime;
+use crate::store::{Row, Store};
+use graph::Graph;
+use shared::Shared;
+
+/// How to run; nothing here changes a result, except `numeric`, which says what kind of results they are.
+#[derive(Clone)]
+pub struct Options {
+    /// Timely workers in this process; at least 1.
+    pub workers: usize,
+    /// Pool threads; 0: one per core.
+    pub threads: usize,
+    /// Only the first so many files of each source, by id.
+    pub limit: Option<usize>,
+    /// Overrides the pipeline's `runtime.device`.
+    pub device: Option<String>,
+    /// The class of arithmetic that the device has (`flex-f32`); part of the keys of stages that need a device.
+    pub numeric: String,
+    pub cancel: Cancel,
+    pub progress: Progress,
+}
+
+impl Options {
+    /// As the pipeline's `[runtime]` says.
+    pub fn of(runtime: &Runtime) -> Options {
+        Options {
+            workers: runtime.workers,
+            threads: runtime.threads,
+            limit: None,
+            device: None,
+            numeric: String::new(),
+            cancel: Cancel::new(),
+            progress: Progress::new(),
+        }
+    }
+}
+
+/// Runs the plan to its end, or until it is cancelled. Units that fail are in the report's quarantine.
+///
+/// `Err`: the run cannot go on (a source's folder is missing, an operator cannot be opened, a disk is full). What was
+/// computed is kept for the next run, and nothing is published.
+pub fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Report> {
+    let start = Instant::now();
+    let fingerprints = fingerprints(plan, &options.numeric, &mut |path| store.file_hash(path))?;
+    let settings = json!({
+        "workers": options.workers, "threads": options.threads, "limit": options.limit,
+        "device": device(plan, options), "numeric": options.numeric, "memory": plan.runtime.memory,
+        "stages": plan.stages.iter().map(|stage| stage.id.as_str()).collect::<Vec<_>>(),
+    });
+    let run = store.begin_run(&plan.name, &settings.to_string())?;
+    let graph = Graph::new(plan, &fingerprints, &options.progress);
+    let result = reconcile(plan, store, options, run, graph).map(|mut report| {
+        report.seconds = start.elapsed().as_secs_f64();
+        report
+    });
+    match &result {
+        Ok(report) => store.finish_run(run, report.outcome.as_str(), &report.to_json().to_string())?,
+        // The first error is the one to tell, even if this cannot be noted either.
+        Err(error) => drop(store.finish_run(run, "failed", &json!({ "error": error.to_string() }).to_string())),
+    }
+    result
+}
+
+fn device<'a>(plan: &'a Plan, options: &'a Options) -> &'a str {
+    options.device.as_deref().unwrap_or(&plan.runtime.device)
+}
+
+fn reconcile(plan: &Plan, store: &Store, options: &Options, run: i64, graph: Graph) -> Result<Report> {
+    let (commits, messages) = crossbeam_channel::unbounded();
+    let shared = Arc::new(Shared {
+        serial: Shared::next_serial(),
+        run,
+        graph,
+        store: store.clone(),
+        budget: Budget::new(plan.runtime.memory),
+        jobs: Default::default(),
+        device_jobs: Default::default(),
+        commits,
+        cancel: options.cancel.child(),
+        progress: options.progress.clone(),
+        device: device(plan, options).to_owned(),
+        memory_bytes: plan.runtime.memory,
+        scanned: Mutex::default(),
+        failure: Mutex::default(),
+    });
+    let published = published_before(plan, store)?;
+    let found = compute(&shared, options, &published, messages)?;
+    if let Some(error) = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(error);
+    }
+    let mut report = Report::new(run, plan, &shared.graph);
+    match found {
+        Some(found) => publish::publish(plan, store, &shared, published, found, &mut report)?,
+        None => report.outcome = Outcome::Interrupted,
+    }
+    Ok(report)
+}
+
+/// What the pipeline publishes now, as far as this plan decides about it.
+fn published_before(plan: &Plan, store: &Store) -> Result<Vec<Row>> {
+    let stages: BTreeSet<&str> = plan.stages.iter().map(|stage| stage.id.as_str()).collect();
+    let mut rows = store.published(&plan.name)?;
+    rows.retain(|row| !plan.partial || stages.contains(row.stage.as_str()));
+    Ok(rows)
+}
+
+/// Runs the dataflow with all its threads. `None`: it was stopped before all was known. All threads have ended and all
+/// finished units are committed when this returns.
+fn compute(
+    shared: &Arc<Shared>,
+    options: &Options,
+    published: &[Row],
+    messages: crossbeam_channel::Receiver<CommitMessage>,
+) -> Result<Option<dataflow::Found>> {
+    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let count = if options.threads == 0 { cores() } else { options.threads };
+    let committer = {
+        let shared = shared.clone();
+        let body = move || {
+            if let Err(panic) = quietly(|| commit_loop(&shared, &messages)) {
+                shared.fail(Error::Failed(format!("the committer panicked, which is a bug: {panic}")));
+            }
+        };
+        std::thread::Builder::new().name("vw2-commit".to_owned()).spawn(body)
+    };
+    let committer = committer.map_err(|e| Error::Failed(format!("cannot start a thread: {e}")))?;
+    let found = Threads::start(shared, count).map(|threads| {
+        let found = dataflow::execute(shared, options.workers.max(1), options.limit, published);
+        drop(threads);
+        found
+    });
+    shared.commits.send(CommitMessage::Close).ok();
+    committer.join().ok();
+    found
+}

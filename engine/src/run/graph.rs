@@ -1,0 +1,153 @@
+//! The plan as the runtime sees it: transient stages fused away, stored stages in groups.
+//!
+//! A group is what one `derive` operator serves. Usually that is one stored stage. Stored stages that read the same
+//! stored table through the same transient stage share a group, so that a missed unit is decoded once for all of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+
+use crate::fingerprint::{Fingerprint, Hash};
+use crate::plan::{Plan, PlannedStage};
+use crate::pool::{Progress, StageCounters};
+use crate::stage::{AnyStage, Needs};
+
+pub(crate) struct Graph {
+    /// In the plan's order; all indices below count in it.
+    pub(crate) stages: Vec<RunStage>,
+    pub(crate) groups: Vec<Group>,
+}
+
+/// One stage with what the runtime wants to know at hand.
+pub(crate) struct RunStage {
+    pub(crate) id: String,
+    pub(crate) kind: &'static str,
+    pub(crate) stage: Arc<dyn AnyStage>,
+    pub(crate) fingerprint: Hash,
+    pub(crate) needs: Needs,
+    pub(crate) batch: usize,
+    pub(crate) max_wait: Duration,
+    pub(crate) schema: SchemaRef,
+    pub(crate) row_port: &'static str,
+    pub(crate) counters: Arc<StageCounters>,
+}
+
+/// Stored stages that one `derive` operator serves.
+pub(crate) struct Group {
+    pub(crate) input: GroupInput,
+    pub(crate) members: Vec<Member>,
+    /// Tables that the only member takes as a whole.
+    pub(crate) wholes: Vec<WholeInput>,
+}
+
+/// What the units of a group are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GroupInput {
+    /// The files of this source stage.
+    Files(usize),
+    /// The rows of this stored stage.
+    Rows(usize),
+    /// Whole tables only, in so many shards.
+    Shards(u32),
+}
+
+/// A stored stage in a group.
+pub(crate) struct Member {
+    pub(crate) stage: usize,
+    /// Transient stages from the group's rows to this stage, in the data's order.
+    pub(crate) chain: Vec<usize>,
+}
+
+/// A table that a stage takes as a whole.
+pub(crate) struct WholeInput {
+    pub(crate) port: &'static str,
+    /// The stored stage whose rows these are.
+    pub(crate) base: usize,
+    /// Transient stages that each row goes through when it is read.
+    pub(crate) chain: Vec<usize>,
+}
+
+impl Graph {
+    pub(crate) fn new(plan: &Plan, fingerprints: &[Hash], progress: &Progress) -> Graph {
+        let counters = progress.begin(plan.stages.iter().map(|stage| stage.id.as_str()));
+        let mut groups: Vec<Group> = Vec::new();
+        for (index, stage) in plan.stages.iter().enumerate() {
+            if stage.transient {
+                continue;
+            }
+            let wholes = stage.whole_inputs().map(|input| {
+                let (base, chain) = stored_before(plan, input.from);
+                WholeInput { port: input.port.name, base, chain }
+            });
+            let wholes: Vec<WholeInput> = wholes.collect();
+            let (input, chain) = match stage.row_input() {
+                None if wholes.is_empty() => (GroupInput::Files(index), Vec::new()),
+                None => (GroupInput::Shards(stage.shards.unwrap_or(1)), Vec::new()),
+                Some(row) => {
+                    let (base, chain) = stored_before(plan, row.from);
+                    (GroupInput::Rows(base), chain)
+                }
+            };
+            let member = Member { stage: index, chain };
+            let shares = |group: &&mut Group| {
+                let first = group.members[0].chain.first();
+                group.input == input && first.is_some() && first == member.chain.first() && group.wholes.is_empty()
+            };
+            match groups.iter_mut().find(shares) {
+                Some(group) if wholes.is_empty() => group.members.push(member),
+                _ => groups.push(Group { input, members: vec![member], wholes }),
+            }
+        }
+        let stages = plan.stages.iter().zip(fingerprints).zip(counters);
+        let stages = stages.map(|((stage, fingerprint), counters)| run_stage(stage, *fingerprint, counters)).collect();
+        Graph { stages, groups }
+    }
+
+    /// The key of one unit of a member: everything that determines its rows. `content` is the unit's own row or file,
+    /// `roots` the whole tables by port.
+    pub(crate) fn key(&self, member: &Member, content: Option<&Hash>, roots: &[(&str, Hash)]) -> Hash {
+        let mut key = Fingerprint::new();
+        key.text("unit").hash(&self.stages[member.stage].fingerprint);
+        for stage in &member.chain {
+            key.text("via").hash(&self.stages[*stage].fingerprint);
+        }
+        if let Some(content) = content {
+            key.text("row").hash(content);
+        }
+        for (port, root) in roots {
+            key.text(port).hash(root);
+        }
+        key.finish()
+    }
+
+    /// The id that a row has after these transient stages. They yield one row without a name of its own.
+    pub(crate) fn id_after(&self, chain: &[usize], id: &str) -> Arc<str> {
+        chain.iter().fold(Arc::from(id), |id, stage| Arc::from(self.stages[*stage].stage.row_id(&id, "")))
+    }
+}
+
+/// The stored stage whose rows arrive from `stage`, and the transient ones that they come through.
+fn stored_before(plan: &Plan, mut stage: usize) -> (usize, Vec<usize>) {
+    let mut chain = Vec::new();
+    while plan.stages[stage].transient {
+        chain.insert(0, stage);
+        stage = plan.stages[stage].row_input().expect("the plan gives a transient stage its row port").from;
+    }
+    (stage, chain)
+}
+
+fn run_stage(stage: &PlannedStage, fingerprint: Hash, counters: Arc<StageCounters>) -> RunStage {
+    RunStage {
+        id: stage.id.clone(),
+        kind: stage.kind.kind,
+        stage: stage.stage.clone(),
+        fingerprint,
+        needs: stage.needs,
+        batch: stage.batch.max(1),
+        max_wait: stage.max_wait,
+        schema: (stage.kind.output.schema)(),
+        row_port: stage.row_input().map_or("", |input| input.port.name),
+        counters,
+    }
+}

@@ -1,0 +1,162 @@
+//! The end of a run: rows, quarantine, then the folders outside the store.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::report::Report;
+use crate::run::dataflow::Found;
+use crate::run::shared::Shared;
+use crate::spec::MaxQuarantined;
+use crate::store::{Quarantined, Row, Store, place};
+
+/// Publishes what the run has found, and says so in the report. `published` is what was published before.
+pub(crate) fn publish(
+    plan: &Plan,
+    store: &Store,
+    shared: &Shared,
+    published: Vec<Row>,
+    found: Found,
+    report: &mut Report,
+) -> Result<()> {
+    let (mut add, mut remove) = (Vec::new(), Vec::new());
+    for ((stage, item), sign) in found.changes {
+        if sign > 0 { &mut add } else { &mut remove }.push(item.into_row(&stage));
+    }
+    add.sort();
+    remove.sort();
+    if !add.is_empty() || !remove.is_empty() {
+        store.publish(&plan.name, shared.run, &add, &remove)?;
+    }
+    count(&add, &remove, report);
+
+    let mut list: Vec<Quarantined> = found
+        .faults
+        .into_iter()
+        .map(|(stage, fault)| Quarantined {
+            unit: fault.unit.to_string(),
+            path: fault.path.map(|path| path.to_string()),
+            stage: shared.graph.stages[stage as usize].id.clone(),
+            class: fault.class,
+            reason: fault.reason,
+            run: shared.run,
+        })
+        .collect();
+    list.sort();
+    report.quarantined.clone_from(&list);
+    if plan.partial {
+        let others = store.quarantine(&plan.name)?;
+        list.extend(others.into_iter().filter(|entry| plan.index_of(&entry.stage).is_none()));
+    }
+    store.set_quarantine(&plan.name, shared.run, &list)?;
+    for entry in report.quarantined.clone() {
+        report.stage_mut(&entry.stage).quarantined += 1;
+    }
+    report.too_many_quarantined = too_many(plan.runtime.max_quarantined, shared, report);
+
+    let mut now: BTreeMap<(String, String), Row> = BTreeMap::new();
+    let name = |row: Row| ((row.stage.clone(), row.id.clone()), row);
+    now.extend(published.into_iter().map(name));
+    for row in remove {
+        now.remove(&(row.stage, row.id));
+    }
+    now.extend(add.into_iter().map(name));
+    for stage in &plan.stages {
+        let Some(placement) = &stage.placement else { continue };
+        let rows = now.values().filter(|row| row.stage == stage.id);
+        let files = files(&stage.id, rows)?;
+        let placed = place(store, &plan.name, &stage.id, placement, &files)?;
+        report.outputs.insert(stage.id.clone(), placed.path);
+    }
+    Ok(())
+}
+
+/// A row whose origin alone changed is neither new nor gone.
+fn count(add: &[Row], remove: &[Row], report: &mut Report) {
+    let same = |a: &Row, b: &Row| (&a.stage, &a.id, &a.content) == (&b.stage, &b.id, &b.content);
+    // Both lists are sorted by stage, id and content.
+    let holds = |list: &[Row], row: &Row| {
+        let key = |row: &Row| (row.stage.clone(), row.id.clone(), row.content);
+        list.binary_search_by_key(&key(row), key).is_ok_and(|at| same(&list[at], row))
+    };
+    for row in add.iter().filter(|row| !holds(remove, row)) {
+        report.stage_mut(&row.stage).added += 1;
+    }
+    for row in remove.iter().filter(|row| !holds(add, row)) {
+        report.stage_mut(&row.stage).retracted += 1;
+    }
+}
+
+/// A share counts within each stage, so that many stages do not hide one that loses all its units.
+fn too_many(limit: MaxQuarantined, shared: &Shared, report: &Report) -> bool {
+    use std::sync::atomic::Ordering::Relaxed;
+    let units = shared.graph.stages.iter().map(|stage| (&stage.id, stage.counters.total.load(Relaxed)));
+    match limit {
+        MaxQuarantined::None => false,
+        MaxQuarantined::Count(_) => limit.is_exceeded(report.quarantined.len() as u64, 0),
+        MaxQuarantined::Percent(_) => units.into_iter().any(|(id, units)| {
+            let quarantined = report.stages.iter().find(|stage| stage.id == *id).map_or(0, |stage| stage.quarantined);
+            limit.is_exceeded(quarantined, units)
+        }),
+    }
+}
+
+/// All files that a stage's rows publish. `Err`: two rows want different content at one place.
+fn files<'a>(stage: &str, rows: impl Iterator<Item = &'a Row>) -> Result<BTreeMap<String, crate::Hash>> {
+    let mut files = BTreeMap::new();
+    for row in rows {
+        for (path, content) in &row.files {
+            let path = path.replace("{id}", &safe_name(&row.id));
+            if files.insert(path.clone(), *content).is_some_and(|other| other != *content) {
+                return Err(Error::Failed(format!(
+                    "stage `{stage}`: row `{}` and another one publish different files as `{path}`",
+                    row.id
+                )));
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A row's id as one plain file name without its extension's special meaning: separators and characters that some file
+/// system or shell minds become `_`. Where that changes anything, a short hash keeps different ids apart.
+pub(crate) fn safe_name(id: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '+' | '=' | ' ');
+    let mut name: String = id.chars().map(|c| if plain(c) { c } else { '_' }).collect();
+    if name.starts_with('.') {
+        name.replace_range(..1, "_");
+    }
+    // A file name has at most 255 bytes, and the stage's own part of it follows.
+    let mut end = name.len().min(120);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.truncate(end);
+    if name == id && !name.is_empty() {
+        name
+    } else {
+        format!("{name}-{}", &crate::Hash::of_bytes(id.as_bytes()).short()[..8])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_become_file_names_that_differ() {
+        let long = "x".repeat(300);
+        let ids = ["a", "a.mp4", "a/b.mp4", "a_b.mp4", "a#3", "..", "../a", ".hidden", "", "ä/ö", "a\0b", &long, "x:y"];
+        let names: Vec<String> = ids.iter().map(|id| safe_name(id)).collect();
+        assert_eq!(&names[..2], ["a", "a.mp4"]);
+        for name in &names {
+            assert!(!name.is_empty() && name.len() <= 130 && !name.starts_with('.'), "{name}");
+            assert!(
+                std::path::Path::new(name).components().count() == 1 && !name.contains(['/', '\0', ':', '#']),
+                "{name}"
+            );
+        }
+        let different: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(different.len(), ids.len());
+    }
+}

@@ -1,0 +1,70 @@
+//! What the threads of one run share.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::Sender;
+
+use crate::error::Error;
+use crate::fingerprint::Hash;
+use crate::pool::{Budget, Cancel, CommitMessage, DeviceQueue, JobQueue, Progress};
+use crate::run::graph::{Graph, RunStage};
+use crate::stage::Context;
+use crate::store::Store;
+
+pub(crate) struct Shared {
+    /// Tells runs in one process apart.
+    pub(crate) serial: u64,
+    /// The run's number in the store.
+    pub(crate) run: i64,
+    pub(crate) graph: Graph,
+    pub(crate) store: Store,
+    pub(crate) budget: Budget,
+    pub(crate) jobs: JobQueue,
+    pub(crate) device_jobs: DeviceQueue,
+    pub(crate) commits: Sender<CommitMessage>,
+    /// The caller's request to stop, or a failure's.
+    pub(crate) cancel: Cancel,
+    pub(crate) progress: Progress,
+    pub(crate) device: String,
+    pub(crate) memory_bytes: u64,
+    /// The content of each source file as it was scanned.
+    pub(crate) scanned: Mutex<HashMap<Arc<str>, Hash>>,
+    pub(crate) failure: Mutex<Option<Error>>,
+}
+
+impl Shared {
+    pub(crate) fn next_serial() -> u64 {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        SERIAL.fetch_add(1, Relaxed)
+    }
+
+    /// Ends the run with this error; the first one counts.
+    pub(crate) fn fail(&self, error: Error) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.cancel.cancel();
+    }
+
+    /// No new unit starts any more.
+    pub(crate) fn stopping(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    pub(crate) fn context(&self, stage: &RunStage) -> Context {
+        Context {
+            device: self.device.clone(),
+            memory_bytes: self.memory_bytes,
+            blobs: self.store.blobs(),
+            progress: self.progress.bound(&stage.counters),
+            cancel: self.cancel.clone(),
+        }
+    }
+
+    /// Whether the file is still what the source stage found; the store looks at size and time before it reads.
+    pub(crate) fn unchanged(&self, file: &Arc<str>) -> bool {
+        let scanned = self.scanned.lock().unwrap_or_else(PoisonError::into_inner).get(file).copied();
+        scanned.is_none_or(|hash| self.store.file_hash(Path::new(&**file)).is_ok_and(|now| now == hash))
+    }
+}

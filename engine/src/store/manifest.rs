@@ -1,0 +1,466 @@
+//! The SQLite file: what was computed, what is published, what failed, which runs there were.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use serde::{Deserialize, Serialize};
+
+use super::fail::fail_point;
+use super::{Payload, Store};
+use crate::error::{Error, Result};
+use crate::fingerprint::Hash;
+
+/// Step `n` brings a manifest of format `n` to format `n + 1`. Released steps never change; new ones are appended.
+const MIGRATIONS: &[&str] = &[include_str!("format_1.sql")];
+
+/// One output row of a memoised unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoRow {
+    /// The name that the operator gave it within its unit.
+    pub name: String,
+    pub content: Hash,
+    /// Files that go with it: relative path and blob. All blobs that a row names belong here; a memo is used only while
+    /// they exist.
+    pub files: Vec<(String, Hash)>,
+    /// Length as Arrow IPC, in bytes.
+    pub len: u64,
+}
+
+/// What is remembered of a computed unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Memo {
+    Rows(Vec<MemoRow>),
+    /// The unit's data is bad, for this reason.
+    Bad(String),
+}
+
+/// A unit that was computed, ready to be remembered.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub key: Hash,
+    pub stage_id: String,
+    pub kind: String,
+    pub memo: Memo,
+    /// The bytes of each distinct row of the memo.
+    pub payloads: Vec<(Hash, Payload)>,
+    pub seconds: f64,
+    pub run: i64,
+}
+
+/// A published row: what a pipeline's stage yields now.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Row {
+    pub stage: String,
+    /// Unique within pipeline and stage.
+    pub id: String,
+    pub content: Hash,
+    /// The file that the row goes back to.
+    pub origin: Option<String>,
+    pub files: Vec<(String, Hash)>,
+}
+
+/// Why a unit is in quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Its data is bad: not tried again until its content changes.
+    Bad,
+    /// Something around it failed: tried again by the next run.
+    Transient,
+    /// The stage panicked: tried again by the next run.
+    Bug,
+}
+
+/// A unit without result.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Quarantined {
+    pub unit: String,
+    /// The file that the unit goes back to.
+    pub path: Option<String>,
+    pub stage: String,
+    pub class: Class,
+    pub reason: String,
+    /// The run that first put it here.
+    pub run: i64,
+}
+
+/// A run, as the store remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunRecord {
+    pub id: i64,
+    pub pipeline: String,
+    pub settings: String,
+    /// Milliseconds since 1970.
+    pub started_ms: i64,
+    /// `None`: it still runs, or was killed.
+    pub finished_ms: Option<i64>,
+    pub outcome: Option<String>,
+    pub report: Option<String>,
+}
+
+impl Class {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::Bad => "bad",
+            Class::Transient => "transient",
+            Class::Bug => "bug",
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Class {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Class, String> {
+        let all = [Class::Bad, Class::Transient, Class::Bug];
+        all.into_iter().find(|c| c.as_str() == text).ok_or_else(|| format!("`{text}` is none of bad, transient, bug"))
+    }
+}
+
+impl FromSql for Hash {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Hash> {
+        <[u8; 32]>::column_result(value).map(Hash)
+    }
+}
+
+impl ToSql for Hash {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.0.as_slice()))
+    }
+}
+
+impl FromSql for Class {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Class> {
+        value.as_str()?.parse().map_err(|e: String| FromSqlError::Other(e.into()))
+    }
+}
+
+impl ToSql for Class {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.as_str()))
+    }
+}
+
+/// `[["path", "hash"], …]` in one column.
+struct Files(Vec<(String, Hash)>);
+
+impl FromSql for Files {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Files> {
+        serde_json::from_str(value.as_str()?).map(Files).map_err(|e| FromSqlError::Other(e.into()))
+    }
+}
+
+fn files_text(files: &[(String, Hash)]) -> String {
+    serde_json::to_string(files).expect("paths and hashes are plain text, which JSON can hold")
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as i64)
+}
+
+/// Opens the manifest for writing, and makes it or brings it to today's format.
+pub(super) fn open(dir: &Path) -> Result<Connection> {
+    let fail = || Error::manifest("open tables");
+    let mut manifest = Connection::open(dir.join("manifest.sqlite")).map_err(fail())?;
+    manifest.busy_timeout(Duration::from_secs(10)).map_err(fail())?;
+    let format = format_of(&manifest, dir)?;
+    manifest.pragma_update(None, "journal_mode", "WAL").map_err(fail())?;
+    manifest.pragma_update(None, "synchronous", "FULL").map_err(fail())?;
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(format as usize) {
+        let change = manifest.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail())?;
+        change.execute_batch(sql).map_err(fail())?;
+        change.pragma_update(None, "user_version", step as i64 + 1).map_err(fail())?;
+        change.commit().map_err(fail())?;
+    }
+    Ok(manifest)
+}
+
+/// Opens a manifest that exists, for reading.
+pub(super) fn open_read(dir: &Path) -> Result<Connection> {
+    let path = dir.join("manifest.sqlite");
+    if !path.is_file() {
+        return Err(Error::NoStore { dir: dir.to_owned() });
+    }
+    let fail = || Error::manifest("open tables");
+    let manifest = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(fail())?;
+    manifest.busy_timeout(Duration::from_secs(10)).map_err(fail())?;
+    match format_of(&manifest, dir)? {
+        0 => Err(Error::NoStore { dir: dir.to_owned() }),
+        found if found < MIGRATIONS.len() as i64 => {
+            Err(Error::OlderStore { dir: dir.to_owned(), found, known: MIGRATIONS.len() as i64 })
+        }
+        _ => Ok(manifest),
+    }
+}
+
+/// 0 for a new file.
+fn format_of(manifest: &Connection, dir: &Path) -> Result<i64> {
+    let found = manifest.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+    let (found, known) = (found.map_err(Error::manifest("read the format"))?, MIGRATIONS.len() as i64);
+    if found > known { Err(Error::NewerStore { dir: dir.to_owned(), found, known }) } else { Ok(found) }
+}
+
+impl Store {
+    /// What is remembered under each key, in order. A memo whose rows or files are gone from the disk counts as none.
+    pub fn memos(&self, keys: &[Hash]) -> Result<Vec<Option<Memo>>> {
+        let fail = || Error::manifest("look up results");
+        let mut found = Vec::with_capacity(keys.len());
+        {
+            let manifest = self.manifest();
+            let mut memo = manifest.prepare_cached("SELECT bad FROM memo WHERE key = ?1").map_err(fail())?;
+            let sql = "SELECT m.name, m.content, m.files, m.len, p.content IS NOT NULL, p.blob
+                       FROM memo_row m LEFT JOIN payload p ON p.content = m.content WHERE m.key = ?1 ORDER BY m.position";
+            let mut rows = manifest.prepare_cached(sql).map_err(fail())?;
+            for key in keys {
+                let bad = memo.query_row([key], |row| row.get::<_, Option<String>>(0)).optional().map_err(fail())?;
+                found.push(match bad {
+                    None => None,
+                    Some(Some(reason)) => Some((Memo::Bad(reason), Vec::new())),
+                    Some(None) => {
+                        let mut blobs = Vec::new();
+                        let mut whole = true;
+                        let rows = rows.query_map([key], |row| {
+                            let Files(files) = row.get(2)?;
+                            whole &= row.get::<_, bool>(4)?;
+                            blobs.extend(row.get::<_, Option<Hash>>(5)?);
+                            blobs.extend(files.iter().map(|(_, blob)| *blob));
+                            let len = row.get::<_, i64>(3)? as u64;
+                            Ok(MemoRow { name: row.get(0)?, content: row.get(1)?, files, len })
+                        });
+                        let rows = rows.and_then(|rows| rows.collect::<rusqlite::Result<Vec<_>>>()).map_err(fail())?;
+                        whole.then_some((Memo::Rows(rows), blobs))
+                    }
+                });
+            }
+        }
+        let blobs = self.blobs();
+        let whole = |(_, needed): &(Memo, Vec<Hash>)| needed.iter().all(|blob| blobs.contains(blob));
+        Ok(found.into_iter().map(|memo| memo.filter(whole).map(|(memo, _)| memo)).collect())
+    }
+
+    /// Remembers a group of computed units in one transaction, rows first. Their blobs must be in the store already.
+    pub fn commit(&self, group: &[Finished]) -> Result<()> {
+        self.change("save results", "commit", |manifest| {
+            let put = "INSERT OR REPLACE INTO payload (content, bytes, blob) VALUES (?1, ?2, ?3)";
+            let mut put = manifest.prepare_cached(put)?;
+            for (content, payload) in group.iter().flat_map(|unit| &unit.payloads) {
+                match payload {
+                    Payload::Inline(bytes) => put.execute(params![content, bytes, None::<Hash>])?,
+                    Payload::Blob(blob) => put.execute(params![content, None::<Vec<u8>>, blob])?,
+                };
+            }
+            let memo =
+                "INSERT OR REPLACE INTO memo (key, stage, kind, bad, seconds, run) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let mut memo = manifest.prepare_cached(memo)?;
+            let mut clear = manifest.prepare_cached("DELETE FROM memo_row WHERE key = ?1")?;
+            let row = "INSERT INTO memo_row (key, position, name, content, files, len) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let mut row = manifest.prepare_cached(row)?;
+            for unit in group {
+                let (rows, bad) = match &unit.memo {
+                    Memo::Rows(rows) => (rows.as_slice(), None),
+                    Memo::Bad(reason) => (&[] as &[MemoRow], Some(reason)),
+                };
+                memo.execute(params![unit.key, unit.stage_id, unit.kind, bad, unit.seconds, unit.run])?;
+                clear.execute([unit.key])?;
+                for (position, MemoRow { name, content, files, len }) in rows.iter().enumerate() {
+                    row.execute(params![unit.key, position as i64, name, content, files_text(files), *len as i64])?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Where the bytes of a committed row are.
+    pub(super) fn payload(&self, content: &Hash) -> Result<Payload> {
+        let manifest = self.manifest();
+        let found =
+            manifest.prepare_cached("SELECT bytes, blob FROM payload WHERE content = ?1").and_then(|mut find| {
+                find.query_row([content], |row| match row.get(1)? {
+                    Some(blob) => Ok(Payload::Blob(blob)),
+                    None => row.get(0).map(Payload::Inline),
+                })
+                .optional()
+            });
+        found.map_err(Error::manifest("read a row"))?.ok_or_else(|| Error::Corrupt {
+            what: format!("row {}", content.short()),
+            reason: "its bytes were never committed".to_owned(),
+        })
+    }
+
+    /// All rows that the pipeline publishes, sorted by stage and id.
+    pub fn published(&self, pipeline: &str) -> Result<Vec<Row>> {
+        let sql = "SELECT stage, id, content, origin, files FROM published WHERE pipeline = ?1 ORDER BY stage, id";
+        self.list("read published rows", sql, params![pipeline], |row| {
+            let Files(files) = row.get(4)?;
+            Ok(Row { stage: row.get(0)?, id: row.get(1)?, content: row.get(2)?, origin: row.get(3)?, files })
+        })
+    }
+
+    /// Changes what the pipeline publishes, in one transaction that also stamps the run: first `remove`, then `add`.
+    /// `Err` where a row to remove is not published so, or a row to add has the id of another.
+    pub fn publish(&self, pipeline: &str, run: i64, add: &[Row], remove: &[Row]) -> Result<()> {
+        let mut wrong = None;
+        let result = self.change("publish rows", "publish", |manifest| {
+            let sql = "DELETE FROM published WHERE pipeline = ?1 AND stage = ?2 AND id = ?3 AND content = ?4";
+            let mut delete = manifest.prepare_cached(sql)?;
+            for row in remove {
+                if delete.execute(params![pipeline, row.stage, row.id, row.content])? == 0 {
+                    wrong = Some(format!("stage `{}`: row `{}` is to be removed and is not there", row.stage, row.id));
+                    return Err(rusqlite::Error::StatementChangedRows(0));
+                }
+            }
+            let sql = "INSERT INTO published (pipeline, stage, id, content, origin, files, run)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
+            let mut insert = manifest.prepare_cached(sql)?;
+            for Row { stage, id, content, origin, files } in add {
+                if insert.execute(params![pipeline, stage, id, content, origin, files_text(files), run])? == 0 {
+                    wrong = Some(format!("stage `{stage}` yields two rows named `{id}`; ids must differ"));
+                    return Err(rusqlite::Error::StatementChangedRows(0));
+                }
+            }
+            manifest.execute("UPDATE run SET published_ms = ?2 WHERE id = ?1", params![run, now_ms()])?;
+            Ok(())
+        });
+        match wrong {
+            Some(reason) => Err(Error::Failed(reason)),
+            None => result,
+        }
+    }
+
+    /// Units of the pipeline without result, sorted by stage and unit.
+    pub fn quarantine(&self, pipeline: &str) -> Result<Vec<Quarantined>> {
+        let sql = "SELECT unit, path, stage, class, reason, run FROM quarantine WHERE pipeline = ?1
+                   ORDER BY stage, unit, class, reason";
+        self.list("read the quarantine", sql, params![pipeline], |row| {
+            Ok(Quarantined {
+                unit: row.get(0)?,
+                path: row.get(1)?,
+                stage: row.get(2)?,
+                class: row.get(3)?,
+                reason: row.get(4)?,
+                run: row.get(5)?,
+            })
+        })
+    }
+
+    /// Makes `list` the pipeline's quarantine. An entry that was there before keeps the run that first put it there;
+    /// others get `run`.
+    pub fn set_quarantine(&self, pipeline: &str, run: i64, list: &[Quarantined]) -> Result<()> {
+        let before = self.quarantine(pipeline)?;
+        let alike = |entry: &Quarantined| Quarantined { run: 0, ..entry.clone() };
+        let known: BTreeMap<Quarantined, i64> = before.iter().map(|entry| (alike(entry), entry.run)).collect();
+        let after: BTreeMap<Quarantined, i64> =
+            list.iter().map(alike).map(|entry| (entry.clone(), known.get(&entry).copied().unwrap_or(run))).collect();
+        if after == known {
+            return Ok(());
+        }
+        self.change("save the quarantine", "quarantine", |manifest| {
+            manifest.execute("DELETE FROM quarantine WHERE pipeline = ?1", [pipeline])?;
+            let sql = "INSERT INTO quarantine (pipeline, unit, path, stage, class, reason, run)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            let mut insert = manifest.prepare_cached(sql)?;
+            for (Quarantined { unit, path, stage, class, reason, .. }, run) in &after {
+                insert.execute(params![pipeline, unit, path, stage, class, reason, run])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes that a run starts; `settings` is JSON for people. Gives the run's number.
+    pub fn begin_run(&self, pipeline: &str, settings: &str) -> Result<i64> {
+        let mut id = 0;
+        self.change("note the run", "run.begin", |manifest| {
+            let sql = "INSERT INTO run (pipeline, settings, started_ms) VALUES (?1, ?2, ?3)";
+            manifest.execute(sql, params![pipeline, settings, now_ms()])?;
+            id = manifest.last_insert_rowid();
+            Ok(())
+        })?;
+        Ok(id)
+    }
+
+    /// Notes how a run ended; `report` is its JSON.
+    pub fn finish_run(&self, run: i64, outcome: &str, report: &str) -> Result<()> {
+        self.flush_seen()?;
+        self.change("note the run's end", "run.finish", |manifest| {
+            let sql = "UPDATE run SET finished_ms = ?2, outcome = ?3, report = ?4 WHERE id = ?1";
+            manifest.execute(sql, params![run, now_ms(), outcome, report]).map(|_| ())
+        })
+    }
+
+    /// The pipeline's newest run.
+    pub fn last_run(&self, pipeline: &str) -> Result<Option<RunRecord>> {
+        let sql = format!("SELECT {RUN_COLUMNS} FROM run WHERE pipeline = ?1 ORDER BY id DESC LIMIT 1");
+        Ok(self.list("read runs", &sql, params![pipeline], run_record)?.pop())
+    }
+
+    /// The newest runs of all pipelines, newest first.
+    pub fn runs(&self, limit: usize) -> Result<Vec<RunRecord>> {
+        let sql = format!("SELECT {RUN_COLUMNS} FROM run ORDER BY id DESC LIMIT ?1");
+        self.list("read runs", &sql, params![limit as i64], run_record)
+    }
+
+    /// Names of all pipelines that ever ran here, sorted.
+    pub fn pipelines(&self) -> Result<Vec<String>> {
+        self.list("list pipelines", "SELECT DISTINCT pipeline FROM run ORDER BY pipeline", [], |row| row.get(0))
+    }
+
+    /// Stages of the pipeline with the count of rows that each publishes, sorted by stage.
+    pub fn counts(&self, pipeline: &str) -> Result<Vec<(String, u64)>> {
+        let sql = "SELECT stage, count(*) FROM published WHERE pipeline = ?1 GROUP BY stage ORDER BY stage";
+        self.list("count rows", sql, params![pipeline], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))
+    }
+
+    /// One transaction; `point` is passed just before it becomes durable.
+    pub(super) fn change(
+        &self,
+        what: &'static str,
+        point: &str,
+        make: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+    ) -> Result<()> {
+        let mut manifest = self.manifest();
+        let write = || {
+            let change = manifest.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            make(&change)?;
+            fail_point(point);
+            change.commit()
+        };
+        write().map_err(Error::manifest(what))
+    }
+
+    pub(super) fn list<T>(
+        &self,
+        what: &'static str,
+        sql: &str,
+        values: impl rusqlite::Params,
+        read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let manifest = self.manifest();
+        let list = || manifest.prepare_cached(sql)?.query_map(values, read)?.collect::<rusqlite::Result<Vec<T>>>();
+        list().map_err(Error::manifest(what))
+    }
+}
+
+const RUN_COLUMNS: &str = "id, pipeline, settings, started_ms, finished_ms, outcome, report";
+
+fn run_record(row: &rusqlite::Row<'_>) -> rusqlite::Result<RunRecord> {
+    Ok(RunRecord {
+        id: row.get(0)?,
+        pipeline: row.get(1)?,
+        settings: row.get(2)?,
+        started_ms: row.get(3)?,
+        finished_ms: row.get(4)?,
+        outcome: row.get(5)?,
+        report: row.get(6)?,
+    })
+}

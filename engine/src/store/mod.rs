@@ -1,0 +1,161 @@
+//! What outlives a run: results by key, the rows that each pipeline publishes, and the files they name.
+//!
+//! A store is a folder: `manifest.sqlite` (any SQLite program opens it), `blobs/ab/cdef…` (files named by their content)
+//! and `lock`. One store serves many pipelines and one run at a time.
+//!
+//! Order of durable writes: blob, then memo row, then published row, then files outside the store. A crash between any
+//! two leaves something unused or something missing, never something wrong; the next run mends it.
+
+mod blobs;
+mod fail;
+mod manifest;
+mod publish;
+mod rows;
+mod seen;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use rusqlite::Connection;
+
+pub use blobs::Blobs;
+pub use fail::{FAIL_POINTS, abort_at};
+pub use manifest::{Class, Finished, Memo, MemoRow, Quarantined, Row, RunRecord};
+pub use publish::{Placed, place};
+
+use crate::error::{Error, Result};
+use crate::fingerprint::Hash;
+
+/// An open store. Clones are the same store; it stays open until the last one is dropped.
+#[derive(Clone)]
+pub struct Store {
+    dir: Arc<Path>,
+    blobs: Blobs,
+    manifest: Arc<Mutex<Connection>>,
+    seen: Arc<seen::SeenFiles>,
+    /// Held as long as the store is open; the system lets go of it when the process dies.
+    lock: Option<Arc<Lock>>,
+}
+
+/// A row that is stored but not yet known to the manifest: hand it to [`Store::commit`] with the memo it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRow {
+    /// Names the row's values and files.
+    pub content: Hash,
+    pub bytes: Payload,
+    /// Length of the row as Arrow IPC, in bytes.
+    pub len: u64,
+}
+
+/// Where the bytes of a row are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    Inline(Vec<u8>),
+    Blob(Hash),
+}
+
+impl Store {
+    /// Opens the store for a run, and makes it where there is none. `Err`: another run uses it, a newer program wrote it,
+    /// or the folder cannot be written.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
+        let dir = dir.as_ref().to_owned();
+        fs::create_dir_all(&dir).map_err(Error::io("make the store's folder", &dir))?;
+        let lock = Lock::take(&dir)?;
+        let manifest = manifest::open(&dir)?;
+        let blobs = Blobs::create(&dir)?;
+        blobs.remove_stale_temp_files()?;
+        let manifest = Arc::new(Mutex::new(manifest));
+        Ok(Store { dir: dir.into(), blobs, manifest, seen: Arc::default(), lock: Some(Arc::new(lock)) })
+    }
+
+    /// Opens an existing store for looking only: takes no lock, so it works beside a run.
+    pub fn open_read(dir: impl AsRef<Path>) -> Result<Store> {
+        let dir = dir.as_ref().to_owned();
+        let manifest = manifest::open_read(&dir)?;
+        let blobs = Blobs::at(&dir);
+        let manifest = Arc::new(Mutex::new(manifest));
+        Ok(Store { dir: dir.into(), blobs, manifest, seen: Arc::default(), lock: None })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn blobs(&self) -> Blobs {
+        self.blobs.clone()
+    }
+
+    /// Stores one output row with the files that go with it. A long row becomes a blob at once; a short one is durable
+    /// only after [`Store::commit`]. Touches no manifest, so any thread may call it.
+    pub fn put_row(&self, row: &RecordBatch, files: &[(String, Hash)]) -> Result<StoredRow> {
+        let bytes = rows::to_bytes(row)?;
+        let content = rows::content(&bytes, files);
+        let len = bytes.len() as u64;
+        let bytes = if bytes.len() < rows::INLINE_BYTES {
+            Payload::Inline(bytes)
+        } else {
+            Payload::Blob(self.blobs.put(&bytes)?)
+        };
+        Ok(StoredRow { content, bytes, len })
+    }
+
+    /// Reads a committed row back; `schema` is that of the stage's output table.
+    pub fn row(&self, content: &Hash, schema: &SchemaRef) -> Result<RecordBatch> {
+        let bytes = match self.payload(content)? {
+            Payload::Inline(bytes) => bytes,
+            Payload::Blob(hash) => self.blobs.read(&hash)?,
+        };
+        rows::from_bytes(&bytes, schema)
+    }
+
+    fn manifest(&self) -> MutexGuard<'_, Connection> {
+        // A panic inside a transaction rolls it back, so the connection stays good.
+        self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let last = self.lock.as_ref().is_some_and(|lock| Arc::strong_count(lock) == 1);
+        if last && let Err(error) = self.flush_seen() {
+            tracing::debug!("the cache of file hashes is not saved: {error}");
+        }
+    }
+}
+
+/// The right to write to the store.
+struct Lock(File);
+
+impl Lock {
+    fn take(dir: &Path) -> Result<Lock> {
+        let path = dir.join("lock");
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open.map_err(Error::io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let known = file.read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
+                let holder = if known { format!(" (process {})", pid.trim()) } else { String::new() };
+                return Err(Error::Locked { dir: dir.to_owned(), holder });
+            }
+            Err(TryLockError::Error(source)) => return Err(Error::Io { what: "lock", path, source }),
+        }
+        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(Error::io("write", &path))?;
+        Ok(Lock(file))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child process that is just being started holds a copy of it until its exec.
+        let _ = self.0.unlock();
+    }
+}
+
+#[cfg(test)]
+mod tests;

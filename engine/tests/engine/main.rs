@@ -1,0 +1,7 @@
+//! The engine with toy stages over text files: no video, no model.
+
+mod failures;
+mod incremental;
+mod interrupted;
+mod project;
+mod toys;

@@ -1,0 +1,207 @@
+//! What can be typed after `vw2-pipe`.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use vw2_stages::STAGES;
+
+/// Exit code of a run that ended, but with more quarantined units than `max_quarantined` allows.
+pub(crate) const TOO_MANY_QUARANTINED: u8 = 1;
+/// Exit code where nothing could run: a wrong pipeline, a locked store, missing weights. clap uses it for usage, too.
+pub(crate) const COULD_NOT_RUN: u8 = 2;
+/// Exit code after Ctrl-C, as shells count it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Raw video to latent-dynamics codes, a trained autoregressive model and rolled-out video.
+///
+/// A pipeline is a TOML file of stages. After any edit to data, parameters or weights, `run` computes only what the edit
+/// affects.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vw2-pipe",
+    version,
+    after_help = "\
+Examples:
+  vw2-pipe run pipelines/full.toml        videos to codes, model and rollouts, on the shipped samples
+  vw2-pipe plan pipelines/full.toml       what it would do; opens nothing
+  vw2-pipe stages                         what a pipeline can be made of
+
+Exit codes: 0 done, 1 done but too many units were quarantined, 2 could not run, 130 interrupted.
+VW2_LOG=debug writes a log to stderr."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(RunArgs),
+    Plan(PlanArgs),
+    Stages(StagesArgs),
+    Status(StatusArgs),
+}
+
+/// Bring everything that a pipeline wants up to date
+///
+/// Units whose result the store holds are not computed again. Bad files are quarantined with their reason, and the rest
+/// goes on. Ctrl-C finishes the units that are running; the same command goes on from there.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe run pipelines/full.toml
+  vw2-pipe run pipelines/full.toml --limit 3 --only codes
+  vw2-pipe run pipelines/full.toml --set stage.ar.steps=50 --set runtime.memory=512MiB
+  vw2-pipe run pipelines/full.toml --json > report.json")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) pipeline: PipelineArgs,
+    /// Take only the first N files of each source, in the order of their names
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) limit: Option<usize>,
+    /// Where to compute: auto, cpu, cuda:0 or wgpu:0; overrides `runtime.device`
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
+    /// Folder of the store; overrides `runtime.store`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Timely workers that move the keys; overrides `runtime.workers`
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) workers: Option<usize>,
+    /// Print exactly one JSON object to stdout at the end, instead of the summary table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show what a pipeline does, in order, without opening anything
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe plan pipelines/full.toml
+  vw2-pipe plan pipelines/full.toml --only codes      codes and what they need
+  vw2-pipe plan pipelines/full.toml --set stage.clips.frames=33")]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) pipeline: PipelineArgs,
+}
+
+/// List the stage kinds, or tell all about one
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe stages               all kinds, in the order of the data's way
+  vw2-pipe stages slice         its ports, its output table, an example with its parameters")]
+pub(crate) struct StagesArgs {
+    /// The stage kind
+    #[arg(value_name = "KIND", value_parser = PossibleValuesParser::new(STAGES.iter().map(|kind| kind.kind)))]
+    pub(crate) kind: Option<String>,
+}
+
+/// Show what a store holds: last runs, published rows, quarantined units with their reasons
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe status
+  vw2-pipe status --store /data/vw2-store")]
+pub(crate) struct StatusArgs {
+    /// Folder of the store
+    #[arg(long, value_name = "DIR", default_value = ".vw2")]
+    pub(crate) store: PathBuf,
+}
+
+/// Which pipeline, and what to change in it for this once.
+#[derive(Debug, Args)]
+pub(crate) struct PipelineArgs {
+    /// The pipeline's TOML file; paths in it are relative to the working directory
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Override a value that the file has: params.x, runtime.x or stage.<id>.x; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// This stage and what it needs, nothing else
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) only: Option<String>,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("wants a whole number from 1 on".to_owned()),
+        Ok(count) => Ok(count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_in_the_readme_parses() {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+        let commands: Vec<Vec<&str>> = code_lines(&readme).filter_map(arguments).collect();
+        assert!(commands.len() >= 2, "the README shows how to run and to plan; found {commands:?}");
+        for words in commands {
+            let parsed = Cli::try_parse_from(std::iter::once("vw2-pipe").chain(words.iter().copied()));
+            if let Err(error) = parsed {
+                let helps = matches!(
+                    error.kind(),
+                    clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion
+                );
+                assert!(helps, "README: `vw2-pipe {}` does not parse:\n{error}", words.join(" "));
+            }
+        }
+    }
+
+    #[test]
+    fn readme_commands_are_found_with_prompts_comments_and_variables() {
+        let cases: &[(&str, Option<&[&str]>)] = &[
+            ("cargo run -- run a.toml   # minutes", Some(&["run", "a.toml"])),
+            ("$ vw2-pipe status", Some(&["status"])),
+            ("VW2_LOG=debug vw2-pipe plan a.toml | head", Some(&["plan", "a.toml"])),
+            ("target/debug/vw2-pipe stages > x", Some(&["stages"])),
+            ("cargo run -p other -- run", None),
+            ("ls vw2-pipe", None),
+        ];
+        for (line, wanted) in cases {
+            assert_eq!(arguments(line).as_deref(), *wanted, "{line}");
+        }
+    }
+
+    /// Lines inside fenced code blocks and of indented code.
+    fn code_lines(markdown: &str) -> impl Iterator<Item = &str> {
+        let mut fenced = false;
+        markdown.lines().filter_map(move |line| {
+            if line.trim_start().starts_with("```") {
+                fenced = !fenced;
+                return None;
+            }
+            (fenced || line.starts_with("    ")).then(|| line.trim())
+        })
+    }
+
+    /// The words after `vw2-pipe` or `cargo run --` of a shell line, up to a comment, pipe or redirection.
+    fn arguments(line: &str) -> Option<Vec<&str>> {
+        let mut words = line.split_whitespace().skip_while(|w| *w == "$" || w.contains('=')).peekable();
+        let program = words.next()?;
+        if program == "cargo" {
+            (words.next()? == "run").then_some(())?;
+            let words: Vec<&str> = words.collect();
+            let dashes = words.iter().position(|w| *w == "--")?;
+            let plain =
+                words[..dashes].iter().all(|w| matches!(*w, "-q" | "--quiet" | "--release" | "--features" | "wgpu"));
+            return plain.then(|| until_shell_syntax(words[dashes + 1..].iter().copied()));
+        }
+        (program.rsplit('/').next() == Some("vw2-pipe")).then(|| until_shell_syntax(words))
+    }
+
+    fn until_shell_syntax<'a>(words: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+        words.take_while(|w| !w.starts_with(['#', '|', '>', '&', ';', '2'])).collect()
+    }
+}

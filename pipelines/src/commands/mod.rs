@@ -1,0 +1,9 @@
+//! One verb each.
+
+pub(crate) mod run;
+
+pub(crate) mod plan;
+
+pub(crate) mod stages;
+
+pub(crate) mod status;

@@ -1,0 +1,89 @@
+//! `vw2-pipe run FILE`: brings what a pipeline publishes up to date, and says what that took.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use miette::{IntoDiagnostic, WrapErr, miette};
+use vw2_engine::plan::Plan;
+use vw2_engine::pool::{Cancel, Progress};
+use vw2_engine::report::{Outcome, Report};
+use vw2_engine::run::{self, Options};
+use vw2_engine::stage::Needs;
+use vw2_engine::store::Store;
+use vw2_kernels::device;
+
+use crate::cli::{self, RunArgs};
+use crate::{loading, progress, text};
+
+pub(crate) fn run(args: &RunArgs) -> miette::Result<ExitCode> {
+    let mut plan = loading::plan(&args.pipeline)?;
+    override_runtime(&mut plan, args);
+    require_files(&plan)?;
+    let options = Options {
+        workers: plan.runtime.workers,
+        threads: plan.runtime.threads,
+        limit: args.limit,
+        device: Some(plan.runtime.device.clone()),
+        numeric: numeric_class(&plan)?,
+        cancel: Cancel::new(),
+        progress: Progress::new(),
+    };
+    let store = Store::open(&plan.runtime.store)?;
+    drain_on_ctrl_c(options.cancel.clone())?;
+    let watch = progress::watch(options.progress.clone(), options.cancel.clone());
+    let report = run::run(&plan, &store, &options);
+    drop(watch);
+    let report = report?;
+    match args.json {
+        true => text::print(report.to_json())?,
+        false => text::print(report.to_string().trim_end())?,
+    }
+    Ok(exit_code(&report))
+}
+
+/// The options of the command line win over `[runtime]`.
+fn override_runtime(plan: &mut Plan, args: &RunArgs) {
+    let runtime = &mut plan.runtime;
+    if let Some(device) = &args.device {
+        runtime.device.clone_from(device);
+    }
+    if let Some(store) = &args.store {
+        runtime.store.clone_from(store);
+    }
+    if let Some(workers) = args.workers {
+        runtime.workers = workers;
+    }
+}
+
+/// All missing files at once, before anything runs.
+fn require_files(plan: &Plan) -> miette::Result<()> {
+    let missing: Vec<String> = loading::missing_files(plan).iter().map(ToString::to_string).collect();
+    if missing.is_empty() { Ok(()) } else { Err(miette!("{}", missing.join("\n"))) }
+}
+
+/// Names the numbers that the device gives, for the fingerprints. A plan without device stages opens no device.
+fn numeric_class(plan: &Plan) -> miette::Result<String> {
+    if plan.stages.iter().all(|stage| stage.needs != Needs::Device) {
+        return Ok(String::new());
+    }
+    let device = device::parse(&plan.runtime.device).into_diagnostic()?;
+    Ok(device::numeric_class(&device).to_owned())
+}
+
+/// The first Ctrl-C lets running units end; the second exits at once, which the store survives.
+fn drain_on_ctrl_c(cancel: Cancel) -> miette::Result<()> {
+    let pressed = AtomicBool::new(false);
+    let handler = move || match pressed.swap(true, Ordering::Relaxed) {
+        false => cancel.cancel(),
+        true => std::process::exit(i32::from(cli::INTERRUPTED)),
+    };
+    ctrlc::set_handler(handler).into_diagnostic().wrap_err("cannot listen for Ctrl-C")
+}
+
+fn exit_code(report: &Report) -> ExitCode {
+    match report.outcome {
+        Outcome::Interrupted => ExitCode::from(cli::INTERRUPTED),
+        Outcome::Done if report.too_many_quarantined => ExitCode::from(cli::TOO_MANY_QUARANTINED),
+        Outcome::Done => ExitCode::SUCCESS,
+    }
+}

@@ -1,0 +1,68 @@
+//! One id after the other, with a cache: each step costs one position, whatever was before.
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::decoder::{Ar, KvCache};
+use super::sampling::{Draws, Sampling};
+use crate::train::floats;
+use crate::{Error, Result};
+
+/// Whether to go on after an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    No,
+    /// The id is kept and is the last.
+    Here,
+}
+
+impl Ar {
+    /// Up to `count` ids after a prompt of embeddings [1, T, D].
+    ///
+    /// `look` sees the ids so far and the logits of the next, and may change these: what it sets to minus infinity is not
+    /// chosen. `stop` sees each new list of ids.
+    ///
+    /// # Errors
+    /// A batch of several prompts, an empty prompt, more positions than the decoder was made for, a bad [`Sampling`].
+    pub fn generate(
+        &self,
+        prompt: Tensor<3>,
+        count: usize,
+        sampling: &Sampling,
+        mut look: impl FnMut(&[u32], &mut [f32]),
+        mut stop: impl FnMut(&[u32]) -> Stop,
+    ) -> Result<Vec<u32>> {
+        sampling.check()?;
+        let [batch, length, _] = prompt.dims();
+        let limit = self.config.max_position_embeddings;
+        if batch != 1 || length == 0 {
+            return Err(Error::Input(format!(
+                "generation takes 1 prompt of at least 1 position, not [{batch}, {length}]"
+            )));
+        }
+        if (length + count).saturating_sub(1) > limit {
+            return Err(Error::Input(format!(
+                "a prompt of {length} positions and {count} new ids exceed max_position_embeddings {limit}"
+            )));
+        }
+        let device = prompt.device();
+        // The last id is chosen from what its predecessor sees, so it never enters the cache.
+        let mut cache = KvCache::new(&self.config, 1, (length + count).saturating_sub(1).max(length), &device);
+        let mut draws = Draws::new(sampling);
+        let mut ids = Vec::with_capacity(count);
+        let mut next = prompt;
+        while ids.len() < count {
+            let [_, length, width] = next.dims();
+            let hidden = self.extend(next, &mut cache)?.slice([0..1, length - 1..length, 0..width]);
+            let mut logits = floats(self.logits(hidden));
+            look(&ids, &mut logits);
+            let id = draws.choose(&logits)? as u32;
+            ids.push(id);
+            if stop(&ids) == Stop::Here || ids.len() == count {
+                break;
+            }
+            let id = Tensor::<2, Int>::from_data(TensorData::new(vec![i64::from(id)], [1, 1]), &device);
+            next = self.embed(id);
+        }
+        Ok(ids)
+    }
+}

@@ -1,0 +1,229 @@
+//! The parts of a decoder's layer: embedding, RMS norm, rotary positions, attention, feed-forward.
+
+use burn::module::{Module, Param};
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{Device, Int, Tensor, TensorData, module};
+
+use super::config::ArConfig;
+use crate::nn::{Init, Linear};
+use crate::weights::{Named, Names, Visitor};
+
+/// A row of the table per id.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    pub weight: Param<Tensor<2>>, // [V, D]
+}
+
+impl Embedding {
+    pub(crate) fn init(rows: usize, width: usize, init: &mut Init) -> Embedding {
+        Embedding { weight: init.normal([rows, width], 0.02) }
+    }
+
+    /// Ids [B, T], each below V, to [B, T, D].
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        module::embedding(self.weight.val(), ids)
+    }
+
+    /// The table as a head: [B, T, D] to [B, T, V].
+    pub fn scores(&self, x: Tensor<3>) -> Tensor<3> {
+        let [b, t, width] = x.dims();
+        x.reshape([b * t, width]).matmul(self.weight.val().transpose()).reshape([b, t, self.weight.dims()[0]])
+    }
+}
+
+impl Named for Embedding {
+    fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
+        names.param("weight", &mut self.weight);
+    }
+}
+
+/// x over the root of its mean square, times a gain; over the last axis.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    pub weight: Param<Tensor<1>>, // [D]
+    pub eps: f64,
+}
+
+impl RmsNorm {
+    pub(crate) fn init(width: usize, eps: f64, init: &mut Init) -> RmsNorm {
+        RmsNorm { weight: init.constant([width], 1.0), eps }
+    }
+
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let scale = x.clone().square().mean_dim(2).add_scalar(self.eps).sqrt().recip(); // [B, T, 1]
+        x * scale * self.weight.val().reshape([1, 1, -1])
+    }
+}
+
+impl Named for RmsNorm {
+    fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
+        names.param("weight", &mut self.weight);
+    }
+}
+
+/// Cosines and sines of T positions, [T, head size]; the second half of each row repeats the first.
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    pub cos: Tensor<2>,
+    pub sin: Tensor<2>,
+}
+
+impl Rotary {
+    /// Positions `start..start + length`. Angles are f32 products, as the reference has them.
+    pub fn new(config: &ArConfig, start: usize, length: usize, device: &Device) -> Rotary {
+        let width = config.head_size();
+        let half = width / 2;
+        let frequencies: Vec<f32> =
+            (0..half).map(|i| config.rope_theta.powf(-2.0 * i as f64 / width as f64) as f32).collect();
+        let mut cos = Vec::with_capacity(length * width);
+        let mut sin = Vec::with_capacity(length * width);
+        for position in start..start + length {
+            let angles = frequencies.iter().map(|f| f64::from(position as f32 * f));
+            cos.extend(angles.clone().chain(angles.clone()).map(|angle| angle.cos() as f32));
+            sin.extend(angles.clone().chain(angles).map(|angle| angle.sin() as f32));
+        }
+        let table = |values| Tensor::from_data(TensorData::new(values, [length, width]), device);
+        Rotary { cos: table(cos), sin: table(sin) }
+    }
+
+    /// Turns pairs (x[i], x[i + half]) of [B, heads, T, head size] by their positions' angles.
+    pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
+        let half = x.dims()[3] / 2;
+        let turned = Tensor::cat(vec![-x.clone().narrow(3, half, half), x.clone().narrow(3, 0, half)], 3);
+        x * self.cos.clone().unsqueeze() + turned * self.sin.clone().unsqueeze()
+    }
+}
+
+/// Keys and values that one layer has seen: [B, key-value heads, places, head size], filled from the front.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    pub(crate) keys: Tensor<4>,
+    pub(crate) values: Tensor<4>,
+}
+
+/// Writes `new` at `place` of the third axis, in place where the tensor has one owner.
+fn write(into: &mut Tensor<4>, new: Tensor<4>, place: usize) {
+    let [b, heads, length, width] = new.dims();
+    let empty = Tensor::empty([0, 0, 0, 0], &new.device());
+    let all = std::mem::replace(into, empty);
+    *into = all.slice_assign([0..b, 0..heads, place..place + length, 0..width], new);
+}
+
+/// Causal attention; groups of query heads share a key-value head.
+#[derive(Module, Debug)]
+pub struct Attention {
+    pub q_proj: Linear,
+    pub k_proj: Linear,
+    pub v_proj: Linear,
+    pub o_proj: Linear,
+    pub heads: usize,
+    pub key_value_heads: usize,
+}
+
+impl Attention {
+    pub(crate) fn init(config: &ArConfig, init: &mut Init) -> Attention {
+        let (width, bias) = (config.hidden_size, config.bias);
+        let shared = config.key_value_heads() * config.head_size();
+        Attention {
+            q_proj: Linear::new(init, width, width, bias),
+            k_proj: Linear::new(init, width, shared, bias),
+            v_proj: Linear::new(init, width, shared, bias),
+            o_proj: Linear::new(init, width, width, bias),
+            heads: config.num_attention_heads,
+            key_value_heads: config.key_value_heads(),
+        }
+    }
+
+    /// [B, T, D] to [B, T, D]. `bias` is added to the scores: [1 or B, 1, 1, T, S].
+    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, bias: Option<&Tensor<5>>) -> Tensor<3> {
+        let (q, k, v) = self.project(x, rotary);
+        self.mix(q, k, v, bias)
+    }
+
+    /// As [`Attention::forward`] for T positions after the `seen` ones that `memory` holds; adds them to it.
+    pub(crate) fn extend(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary,
+        bias: Option<&Tensor<5>>,
+        memory: &mut Memory,
+        seen: usize,
+    ) -> Tensor<3> {
+        let length = x.dims()[1];
+        let (q, k, v) = self.project(x, rotary);
+        write(&mut memory.keys, k, seen);
+        write(&mut memory.values, v, seen);
+        let k = memory.keys.clone().narrow(2, 0, seen + length);
+        let v = memory.values.clone().narrow(2, 0, seen + length);
+        self.mix(q, k, v, bias)
+    }
+
+    /// Queries [B, heads, T, d], keys and values [B, key-value heads, T, d], turned by position.
+    fn project(&self, x: Tensor<3>, rotary: &Rotary) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+        let [b, t, width] = x.dims();
+        let d = width / self.heads;
+        let split = |x: Tensor<3>, heads: usize| x.reshape([b, t, heads, d]).swap_dims(1, 2);
+        let q = rotary.turn(split(self.q_proj.forward(x.clone()), self.heads));
+        let k = rotary.turn(split(self.k_proj.forward(x.clone()), self.key_value_heads));
+        (q, k, split(self.v_proj.forward(x), self.key_value_heads))
+    }
+
+    fn mix(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<&Tensor<5>>) -> Tensor<3> {
+        let [b, heads, t, d] = q.dims();
+        let (shared, seen) = (self.key_value_heads, k.dims()[2]);
+        let group = heads / shared;
+        // The rows of a group stand below each other, so that shared keys are not repeated in memory.
+        let q = q.mul_scalar((d as f64).powf(-0.5)).reshape([b, shared, group * t, d]);
+        let scores = q.matmul(k.swap_dims(2, 3)); // [B, shared, group T, S]
+        let scores = match bias {
+            Some(bias) => {
+                (scores.reshape([b, shared, group, t, seen]) + bias.clone()).reshape([b, shared, group * t, seen])
+            }
+            None => scores,
+        };
+        let mixed = softmax(scores, 3).matmul(v); // [B, shared, group T, d]
+        let mixed = mixed.reshape([b, heads, t, d]).swap_dims(1, 2).reshape([b, t, heads * d]);
+        self.o_proj.forward(mixed)
+    }
+}
+
+impl Named for Attention {
+    fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
+        names.child("q_proj", &mut self.q_proj);
+        names.child("k_proj", &mut self.k_proj);
+        names.child("v_proj", &mut self.v_proj);
+        names.child("o_proj", &mut self.o_proj);
+    }
+}
+
+/// SwiGLU: down(silu(gate x) * up x).
+#[derive(Module, Debug)]
+pub struct Mlp {
+    pub gate_proj: Linear,
+    pub up_proj: Linear,
+    pub down_proj: Linear,
+}
+
+impl Mlp {
+    pub(crate) fn init(config: &ArConfig, init: &mut Init) -> Mlp {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        Mlp {
+            gate_proj: Linear::new(init, width, inner, false),
+            up_proj: Linear::new(init, width, inner, false),
+            down_proj: Linear::new(init, inner, width, false),
+        }
+    }
+
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = silu(self.gate_proj.forward(x.clone()));
+        self.down_proj.forward(gate * self.up_proj.forward(x))
+    }
+}
+
+impl Named for Mlp {
+    fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
+        names.child("gate_proj", &mut self.gate_proj);
+        names.child("up_proj", &mut self.up_proj);
+        names.child("down_proj", &mut self.down_proj);
+    }
+}

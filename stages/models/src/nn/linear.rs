@@ -1,0 +1,82 @@
+//! Linear map and layer norm with the published layouts.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use super::Init;
+use crate::weights::{Named, Names, Visitor};
+
+/// `y = x W^T + b` over the last axis. The weight lies as published: `[out, in]`.
+#[derive(Module, Debug)]
+pub struct Linear {
+    pub weight: Param<Tensor<2>>,
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Linear {
+    pub fn new(init: &mut Init, inputs: usize, outputs: usize, bias: bool) -> Linear {
+        Linear { weight: init.fan_in([outputs, inputs], inputs), bias: bias.then(|| init.fan_in([outputs], inputs)) }
+    }
+
+    pub fn uniform(init: &mut Init, inputs: usize, outputs: usize, gain: f32) -> Linear {
+        Linear {
+            weight: init.uniform([outputs, inputs], gain * (3.0 / inputs as f32).sqrt()),
+            bias: Some(init.constant([outputs], 0.0)),
+        }
+    }
+
+    /// A map that keeps the variance of its inputs, and starts without bias.
+    pub fn unit(init: &mut Init, inputs: usize, outputs: usize) -> Linear {
+        Linear {
+            weight: init.uniform([outputs, inputs], (3.0 / inputs as f32).sqrt()),
+            bias: Some(init.constant([outputs], 0.0)),
+        }
+    }
+
+    /// `[.., in] -> [.., out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let mut shape = x.dims();
+        let inputs = shape[D - 1];
+        let rows = shape[..D - 1].iter().product();
+        let mut y = x.reshape([rows, inputs]).matmul(self.weight.val().transpose());
+        if let Some(bias) = &self.bias {
+            y = y + bias.val().unsqueeze();
+        }
+        shape[D - 1] = self.weight.dims()[0];
+        y.reshape(shape)
+    }
+}
+
+impl Named for Linear {
+    fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
+        names.param("weight", &mut self.weight);
+        names.optional("bias", &mut self.bias);
+    }
+}
+
+/// Layer norm over the last axis, affine, eps 1e-5.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    pub weight: Param<Tensor<1>>,
+    pub bias: Param<Tensor<1>>,
+}
+
+impl LayerNorm {
+    pub fn new(init: &mut Init, width: usize) -> LayerNorm {
+        LayerNorm { weight: init.constant([width], 1.0), bias: init.constant([width], 0.0) }
+    }
+
+    /// `[.., D] -> [.., D]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let x = x.clone() - x.mean_dim(D - 1);
+        let variance = x.clone().square().mean_dim(D - 1);
+        x / (variance + 1e-5).sqrt() * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+    }
+}
+
+impl Named for LayerNorm {
+    fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
+        names.param("weight", &mut self.weight);
+        names.param("bias", &mut self.bias);
+    }
+}

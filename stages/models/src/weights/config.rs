@@ -1,0 +1,34 @@
+//! Configurations as data: presets in TOML, and JSON in a weights file's metadata.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+
+use super::Weights;
+use crate::error::{Error, Result};
+
+/// The table `name` of a file of presets.
+///
+/// # Errors
+/// There is no such table; the message names those that exist.
+pub fn preset<C: DeserializeOwned>(presets: &str, name: &str) -> Result<C> {
+    let mut tables: BTreeMap<String, toml::Value> =
+        toml::from_str(presets).map_err(|error| Error::Config(format!("presets: {error}")))?;
+    let Some(table) = tables.remove(name) else {
+        let known: Vec<String> = tables.into_keys().collect();
+        return Err(Error::Config(format!("there is no preset `{name}`; take one of {}", known.join(", "))));
+    };
+    table.try_into().map_err(|error| Error::Config(format!("preset `{name}`: {error}")))
+}
+
+/// The configuration that a file of ours carries in its metadata under `config`.
+///
+/// # Errors
+/// It is there, but cannot be parsed.
+pub fn config_of<C: DeserializeOwned>(weights: &Weights) -> Result<Option<C>> {
+    let Some(json) = weights.metadata().get("config") else { return Ok(None) };
+    serde_json::from_str(json).map(Some).map_err(|error| Error::Format {
+        path: weights.path().to_owned(),
+        reason: format!("its metadata `config` is of another kind of model or version: {error}"),
+    })
+}

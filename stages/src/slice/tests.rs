@@ -1,0 +1,71 @@
+use super::*;
+
+fn slicer(frames: u32, sampling: Sampling, tail: Tail) -> Slicer {
+    Slicer { frames, sampling, stride: frames - 1, tail, layout: Layout::Videos, annotations: Vec::new() }
+}
+
+fn stage(toml: &str) -> Result<Slice, String> {
+    let stage: Slice = toml::from_str(toml).map_err(|error| error.to_string())?;
+    Stage::check(&stage).map(|()| stage)
+}
+
+#[test]
+fn consecutive_clips_share_their_boundary_frame() {
+    let clips = slicer(17, Sampling::Every(1), Tail::Drop).clips("v", 33, 10.0).unwrap();
+    assert_eq!(clips.len(), 2);
+    assert_eq!(clips[0].frames, (0..17).collect::<Vec<_>>());
+    assert_eq!(clips[1].frames, (16..33).collect::<Vec<_>>());
+    assert_eq!(clips[1].origin, Origin { index: 1, fps: 10.0, task: None });
+}
+
+#[test]
+fn clip_counts_by_length() {
+    for (length, tail, want) in [
+        (16, Tail::Drop, 0),
+        (17, Tail::Drop, 1),
+        (32, Tail::Drop, 1),
+        (33, Tail::Drop, 2),
+        (1, Tail::Pad, 1),
+        (17, Tail::Pad, 1), // upstream would add a clip of repeated frames here (spec 10.1, Q21)
+        (18, Tail::Pad, 2),
+        (33, Tail::Pad, 2),
+    ] {
+        let clips = slicer(17, Sampling::Every(1), tail).clips("v", length, 10.0).unwrap_or_default();
+        assert_eq!(clips.len(), want, "{length} frames");
+        assert!(clips.iter().all(|clip| clip.frames.len() == 17 && clip.frames.iter().all(|&f| f < length)));
+    }
+}
+
+#[test]
+fn sampling_takes_every_nth_frame_or_a_clock_or_the_whole_video() {
+    let every = slicer(5, Sampling::Every(3), Tail::Drop).clips("v", 13, 30.0).unwrap();
+    assert_eq!((every[0].frames.as_slice(), every[0].origin.fps), ([0, 3, 6, 9, 12].as_slice(), 10.0));
+    let clock = slicer(5, Sampling::Fps(8.0), Tail::Drop).clips("v", 20, 16.0).unwrap();
+    assert_eq!((clock[0].frames.as_slice(), clock[0].origin.fps), ([0, 2, 4, 6, 8].as_slice(), 8.0));
+    let whole = slicer(5, Sampling::Uniform(true), Tail::Drop).clips("v", 10, 10.0).unwrap();
+    assert_eq!(whole.len(), 1);
+    assert_eq!(whole[0].frames, [0, 2, 4, 6, 9]); // trunc(linspace(0, 9, 5)) = 0, 2.25, 4.5, 6.75, 9
+}
+
+#[test]
+fn pre_cut_clips_are_named_by_video_and_number() {
+    let stage = stage("frames = 17\nlayout = \"clips\"").unwrap();
+    let id = |unit| Stage::row_id(&stage, unit, "0");
+    assert_eq!(id("blocks/horse_0_12.mp4"), "blocks/horse_0#12");
+    assert_eq!(id("blocks/horse.mp4"), "blocks/horse.mp4#0");
+}
+
+#[test]
+fn params_that_make_no_sense_are_named() {
+    for (toml, want) in [
+        ("frames = 16", "1 + 4k"),
+        ("frames = 17\nstride = 0", "stride"),
+        ("frames = 17\nsampling = { every = 0 }", "sampling.every"),
+        ("frames = 17\nsampling = { fps = -1.0 }", "sampling.fps"),
+        ("frames = 17\nsampling = { uniform = false }", "uniform"),
+        ("frames = 17\nlenght = 3", "lenght"),
+    ] {
+        let error = stage(toml).err().unwrap_or_default();
+        assert!(error.contains(want), "{toml}: {error:?}");
+    }
+}

@@ -1,0 +1,46 @@
+//! Lists the files below a folder: what the two source stages, `videos` and `images`, share.
+
+use std::path::Path;
+
+use vw2_engine::stage::{Scan, StageError};
+use walkdir::WalkDir;
+
+/// Adds every file below `root` whose extension is listed, in the order of its path. The id is the path below `root`,
+/// with `/`. Entries that cannot be read, loops of symbolic links and names that are not UTF-8 go to quarantine: a
+/// folder with one bad entry still yields all the others.
+pub(crate) fn scan_folder(root: &Path, extensions: &[String], found: &mut Scan) -> Result<(), StageError> {
+    if !root.is_dir() {
+        return Err(format!("{}: no such folder; set `root` to the folder that holds the files", root.display()).into());
+    }
+    for entry in WalkDir::new(root).follow_links(true).sort_by_file_name() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                let path = error.path().unwrap_or(root).to_owned();
+                found.reject(id_below(root, &path).unwrap_or_else(|lossy| lossy), path, error.to_string());
+                continue;
+            }
+        };
+        let wanted = entry.path().extension().is_some_and(|extension| {
+            let extension = extension.to_string_lossy().to_ascii_lowercase();
+            extensions.iter().any(|e| e.trim_start_matches('.').eq_ignore_ascii_case(&extension))
+        });
+        if !wanted || !entry.file_type().is_file() {
+            continue;
+        }
+        match id_below(root, entry.path()) {
+            Ok(id) => found.file(id, entry.path()),
+            Err(lossy) => found.reject(lossy, entry.path(), "the name is not UTF-8; rename the file"),
+        }
+    }
+    Ok(())
+}
+
+/// The path below the root with `/`; `Err` holds a readable form of a name that is not UTF-8.
+fn id_below(root: &Path, path: &Path) -> Result<String, String> {
+    let below = path.strip_prefix(root).unwrap_or(path);
+    match below.to_str() {
+        Some(text) => Ok(text.replace(std::path::MAIN_SEPARATOR, "/")),
+        None => Err(below.to_string_lossy().into_owned()),
+    }
+}

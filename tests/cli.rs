@@ -1,0 +1,133 @@
+//! What a person reads and a script relies on: help, messages, exit codes, the one JSON object.
+
+use super::project::{PIPELINE, Project, finished};
+
+/// What the program says on stderr, without what differs from place to place.
+fn told(project: &Project, arguments: &[&str]) -> String {
+    let finished = project.vw2(arguments);
+    assert_eq!(finished.stdout, "", "errors are talk: {finished:#?}");
+    format!("exit {}\n{}", finished.code, finished.stderr)
+}
+
+#[test]
+fn every_command_helps_with_examples() {
+    let project = Project::new();
+    for arguments in
+        [&["--help"][..], &["run", "--help"], &["plan", "--help"], &["stages", "--help"], &["status", "--help"]]
+    {
+        let help = project.vw2(arguments);
+        assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{arguments:?}");
+        for wanted in ["Examples:\n  vw2-pipe ", "Usage: vw2-pipe"] {
+            assert!(help.stdout.contains(wanted), "{arguments:?} lacks `{wanted}`: {}", help.stdout);
+        }
+    }
+    let version = project.vw2(&["--version"]);
+    assert_eq!(version.stdout, format!("vw2-pipe {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_options_of_run() {
+    insta::assert_snapshot!(Project::new().vw2(&["run", "--help"]).stdout);
+}
+
+#[test]
+fn all_faults_of_a_pipeline_are_told_at_once_each_with_its_place() {
+    let project = Project::with_clips(0);
+    project.edit("frames = 17", "frames = 18\nlenght = 3");
+    project.edit("kind = \"extract\"", "kind = \"extrakt\"");
+    project.edit("size = [64, 64]\nstore", "size = \"64\"\nstore");
+    project.edit("input = \"codes\"\npreset", "input = \"clips\"\npreset");
+    insta::assert_snapshot!(told(&project, &["plan", PIPELINE]));
+}
+
+#[test]
+fn wrong_words_on_the_command_line() {
+    let project = Project::with_clips(0);
+    let cases: &[(&[&str], &str)] = &[
+        (&["run"], "<FILE>"),
+        (&["run", "none.toml"], "none.toml"),
+        (&["run", PIPELINE, "--set", "params.stepz=3"], "did you mean `params.steps`"),
+        (&["run", PIPELINE, "--set", "runtime.memory=lots"], "lots"),
+        (&["run", PIPELINE, "--only", "code"], "did you mean `codes`"),
+        (&["run", PIPELINE, "--limit", "0"], "wants a whole number from 1 on"),
+        (&["run", PIPELINE, "--device", "abacus"], "abacus"),
+        (&["stages", "slize"], "slice"),
+        (&["status"], "no store at `.vw2`"),
+        (&["frobnicate"], "unrecognized subcommand"),
+    ];
+    for (arguments, wanted) in cases {
+        let told = told(&project, arguments);
+        assert!(told.starts_with("exit 2\n") && told.contains(wanted), "{arguments:?} lacks `{wanted}`: {told}");
+    }
+}
+
+#[test]
+fn missing_weights_are_all_named_before_anything_runs() {
+    let project = Project::with_clips(1);
+    let shipped = |name: &str| format!("weights = \"{}\"", super::project::weights(name).display());
+    project.edit(&shipped("vae-tiny"), "weights = \"weights/vae.pth\"");
+    project.edit(&shipped("dldm-tiny"), "weights = \"weights/dldm.pt\"");
+    insta::assert_snapshot!(told(&project, &["run", PIPELINE, "--only", "codes"]));
+    assert!(!project.path(".vw2").exists(), "a run that cannot start makes no store");
+    // A plan needs no weights, and says which are not there.
+    let plan = project.vw2(&["plan", PIPELINE]);
+    assert_eq!(plan.code, 0, "{plan:#?}");
+    assert!(plan.stderr.contains("stage `latents` wants `weights/vae.pth`; put it there"), "{plan:#?}");
+}
+
+#[test]
+fn stdout_holds_one_json_object_and_nothing_else() {
+    let project = Project::with_clips(1);
+    let arguments = ["run", PIPELINE, "--only", "clips", "--json"];
+    for executed in [1, 0] {
+        let finished = project.vw2(&arguments);
+        assert_eq!(finished.code, 0, "{finished:#?}");
+        assert_eq!(finished.stdout.trim_end().lines().count(), 1, "{finished:#?}");
+        let report = finished.json();
+        assert_eq!((&report["pipeline"], &report["outcome"]), (&"toy".into(), &"done".into()));
+        let stages: Vec<&String> = report["stages"].as_object().unwrap().keys().collect();
+        assert_eq!(stages, ["videos", "clips"], "{report:#}");
+        for key in ["executed", "reused", "added", "retracted", "quarantined", "seconds"] {
+            assert!(report["stages"]["clips"][key].is_number(), "no `{key}` in {report:#}");
+        }
+        assert_eq!(report["stages"]["clips"]["executed"], executed);
+        assert!(report["outputs"].is_object() && report["seconds"].is_number(), "{report:#}");
+    }
+    // Without the option, the same is a table for people.
+    let told = project.vw2(&["run", PIPELINE, "--only", "clips"]);
+    assert!(told.stdout.contains("clips") && told.stdout.contains("executed"), "{told:#?}");
+}
+
+#[test]
+fn the_limit_takes_the_first_files_only() {
+    let project = Project::with_clips(4);
+    let report = project.run(&["--only", "clips", "--limit", "2"]);
+    assert_eq!(report.executed(), "videos=2 clips=2");
+    assert_eq!(project.run(&["--only", "clips"]).executed(), "videos=2 clips=2");
+}
+
+#[test]
+fn stage_kinds_are_listed_and_portrayed() {
+    let project = Project::new();
+    let all = project.vw2(&["stages"]);
+    for kind in vw2_stages::STAGES {
+        assert!(
+            all.stdout.lines().any(|line| line.starts_with(kind.kind) && line.ends_with(kind.about)),
+            "{}",
+            all.stdout
+        );
+        let one = project.vw2(&["stages", kind.kind]);
+        assert_eq!((one.code, one.stderr.as_str()), (0, ""));
+        assert!(one.stdout.contains(&format!("kind = \"{}\"", kind.kind)), "{}", one.stdout);
+    }
+    insta::assert_snapshot!(project.vw2(&["stages", "slice"]).stdout);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let project = Project::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let finished = finished(project.command(&["stages"]).stdout(writer).spawn().unwrap());
+    assert_eq!((finished.code, finished.stderr.as_str()), (0, ""), "{finished:#?}");
+}

@@ -1,0 +1,19 @@
+//! The workspace as its user sees it. Modules in reading order.
+
+#![forbid(unsafe_code)]
+
+mod project;
+
+mod cli;
+
+mod pipelines;
+
+mod incremental;
+
+mod media;
+
+mod repository;
+
+mod layers;
+
+mod tidy;
