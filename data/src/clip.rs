@@ -7,9 +7,7 @@ use arrow::datatypes::{DataType, Field, Float32Type, SchemaRef, UInt32Type};
 use arrow::record_batch::RecordBatch;
 
 use crate::Result;
-use crate::columns::{
-    Columns, field, item, list_values, one, one_list, one_optional, one_row, optional, schema,
-};
+use crate::columns::{Columns, field, item, list_values, one, one_list, one_optional, one_row, optional, schema};
 
 /// What the later forms of a clip (frames, codes) carry on from it.
 #[derive(Clone, Debug, PartialEq)]

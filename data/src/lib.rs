@@ -72,7 +72,9 @@ pub enum Error {
     #[error("table `{table}`: column `{column}`: {values} values do not fill the shape {shape:?}")]
     Shape { table: &'static str, column: &'static str, values: usize, shape: Vec<i64> },
 
-    #[error("table `{table}`: {values} values in one row are more than the 2147483647 which a list holds; use a smaller size or fewer frames")]
+    #[error(
+        "table `{table}`: {values} values in one row are more than the 2147483647 which a list holds; use a smaller size or fewer frames"
+    )]
     TooLong { table: &'static str, values: usize },
 
     /// `place` is a line, a row or a byte; `reason` also says what to do.

@@ -60,7 +60,9 @@ pub fn check_frames(frames: u32) -> Result<(), String> {
     }
     let near = [frames.saturating_sub(1) / 4 * 4 + 1, frames.saturating_sub(1) / 4 * 4 + 5].map(|n| n.max(5));
     let near = if near[0] == near[1] { near[0].to_string() } else { format!("{} or {}", near[0], near[1]) };
-    Err(format!("frames = {frames}: a clip has 1 + 4k frames, because the models take 4 frames to a latent; take {near}"))
+    Err(format!(
+        "frames = {frames}: a clip has 1 + 4k frames, because the models take 4 frames to a latent; take {near}"
+    ))
 }
 
 /// Cuts a list of `length` frames into clips of `frames` frames, `stride` apart: for each clip its positions in the list.
@@ -115,7 +117,10 @@ mod tests {
         assert_eq!(uniform(0, 5), [0; 0]);
         // 79/92 = 0.8587 in f32: 46 * step counts from the end, 79 - 46 * 0.8587 = 39.5.
         let frames = uniform(80, 93);
-        assert_eq!((frames.len(), &frames[..5], frames[46], &frames[90..]), (93, &[0, 0, 1, 2, 3][..], 39, &[77, 78, 79][..]));
+        assert_eq!(
+            (frames.len(), &frames[..5], frames[46], &frames[90..]),
+            (93, &[0, 0, 1, 2, 3][..], 39, &[77, 78, 79][..])
+        );
     }
 
     #[test]

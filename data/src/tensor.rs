@@ -5,7 +5,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, FixedSizeListArray, Int32Array, ListArray, StructArray};
+use arrow::array::{
+    Array, ArrayRef, ArrowPrimitiveType, AsArray, FixedSizeListArray, Int32Array, ListArray, StructArray,
+};
 use arrow::datatypes::{DataType, Field, Fields, Int32Type};
 
 use crate::columns::{field, item, list_values, one_list};
@@ -111,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_tensor_gives_back_its_values_and_shape() {
-        let array = one_tensor::<Float32Type, 2>("latents", "tensor", vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2]).unwrap();
+        let array =
+            one_tensor::<Float32Type, 2>("latents", "tensor", vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2]).unwrap();
         let tensors = Tensors::<2>::check("latents", "tensor", &array).unwrap();
         assert_eq!(tensors.shape(0), [3, 2]);
         assert_eq!(tensors.values::<Float32Type>(0), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);

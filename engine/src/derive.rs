@@ -27,7 +27,7 @@ pub(crate) use item::{Fault, Item, Settled, Whole, Work, Yield};
 pub(crate) use whole::{end_of_ingest, whole_table};
 
 use crate::fingerprint::{Fingerprint, Hash};
-use crate::pool::{Job, Reply};
+use crate::pool::{Job, Reply, StageCounters};
 use crate::run::graph::GroupInput;
 use crate::run::shared::Shared;
 
@@ -111,9 +111,9 @@ impl GroupState {
             let mut wanted = Vec::new();
             for (member, key) in keys.into_iter().enumerate() {
                 let waiter = Waiter { capability: capability.clone(), item: work.item.clone(), member, sign };
-                if sign > 0 {
-                    self.counters(member).total.fetch_add(sign as u64, Relaxed);
-                }
+                self.count(member, |counters| {
+                    counters.total.fetch_add(sign.max(0) as u64, Relaxed);
+                });
                 match self.known.entry(key) {
                     Entry::Occupied(mut known) => match known.get_mut() {
                         Known::Awaited(waiters) => waiters.push(waiter),
@@ -167,12 +167,12 @@ impl GroupState {
 
     fn settle(&self, settled: &Settled, waiter: Waiter, reused: bool, yields: &mut Yields) {
         let Waiter { capability, item, member, sign } = waiter;
+        self.count(member, |counters| counters.settled(sign.max(0) as u64));
         let graph = &self.shared.graph;
         let member = &graph.groups[self.group].members[member];
         let stage = &graph.stages[member.stage];
-        if sign > 0 {
-            stage.counters.settled(sign as u64);
-            stage.counters.reused.fetch_add(if reused { sign as u64 } else { 0 }, Relaxed);
+        if reused {
+            stage.counters.reused.fetch_add(sign.max(0) as u64, Relaxed);
         }
         let (_, rows) = yields.entry(*capability.time()).or_insert_with(|| (capability, Vec::new()));
         match settled {
@@ -219,11 +219,20 @@ impl GroupState {
                 (input.port, root.finish())
             })
             .collect();
-        group.members.iter().map(|member| graph.key(member, content, &roots)).collect()
+        let key = |member: &crate::run::graph::Member| {
+            // A stage whose result depends on names answers for each copy by itself.
+            let named = graph.stages[member.stage].stage.named().then(|| graph.id_after(&member.chain, &work.item.id));
+            graph.key(member, content, named.as_deref(), &roots)
+        };
+        group.members.iter().map(key).collect()
     }
 
-    fn counters(&self, member: usize) -> &crate::pool::StageCounters {
+    /// For the member's stage, and for the transient ones whose units it counts.
+    fn count(&self, member: usize, change: impl Fn(&StageCounters)) {
         let graph = &self.shared.graph;
-        &graph.stages[graph.groups[self.group].members[member].stage].counters
+        let member = &graph.groups[self.group].members[member];
+        for stage in member.counted.iter().chain([&member.stage]) {
+            change(&graph.stages[*stage].counters);
+        }
     }
 }

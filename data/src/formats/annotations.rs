@@ -40,7 +40,8 @@ pub fn parse(text: &[u8], file: &str) -> Result<Vec<Annotation>> {
     let mut annotations = Vec::new();
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
-        let bad = |reason: String| Error::Format { file: file.to_owned(), place: format!("line {}", index + 1), reason };
+        let bad =
+            |reason: String| Error::Format { file: file.to_owned(), place: format!("line {}", index + 1), reason };
         if line.trim_ascii().is_empty() {
             continue;
         }
@@ -80,7 +81,10 @@ impl Annotation {
             return Err(format!("`start` is {start} and `end` is {end}; the end is one past the last frame"));
         }
         if let Some(pair) = self.key_frames.iter().flat_map(|keys| keys.windows(2)).find(|pair| pair[0] >= pair[1]) {
-            return Err(format!("`key_frames` has {} before {}; give them in ascending order, once each", pair[0], pair[1]));
+            return Err(format!(
+                "`key_frames` has {} before {}; give them in ascending order, once each",
+                pair[0], pair[1]
+            ));
         }
         Ok(())
     }
@@ -88,7 +92,8 @@ impl Annotation {
     /// First and last frame (both included) of each part of a video with `frames` frames that clips are cut from.
     /// Neighbouring parts share their key frame. An error if a named frame is not in the video.
     pub fn parts(&self, frames: u32) -> Result<Vec<(u32, u32)>, String> {
-        let beyond = |name: &str, frame: u32| format!("`{name}` names frame {frame}, but the video has {frames} frames");
+        let beyond =
+            |name: &str, frame: u32| format!("`{name}` names frame {frame}, but the video has {frames} frames");
         let (start, end) = (self.start.unwrap_or(0), self.end.unwrap_or(frames));
         if end > frames {
             return Err(format!("`end` is {end}, but the video has {frames} frames"));

@@ -8,9 +8,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, Float32Array, ListBuilder, StringArray, UInt16Array, UInt16Builder, UInt32Array,
-};
+use arrow::array::{ArrayRef, Float32Array, ListBuilder, StringArray, UInt16Array, UInt16Builder, UInt32Array};
 use arrow::datatypes::{DataType, Field, Float32Type, SchemaRef, UInt16Type, UInt32Type};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;

@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -138,6 +139,11 @@ fn examine(path: &Path, programs: &Programs) -> Result<Stream, MediaError> {
         let (width, height) = (stream.width, stream.height);
         return Err(broken(format!("pictures of {width} x {height} pixels are beyond what is decoded ({MAX_PIXELS})")));
     }
+    // Of a damaged file ffprobe lists the packets that are left, complains, and calls that a success. Complaints in the
+    // container's name mean lost packets; what a codec says while it guesses parameters may be harmless.
+    if complaint.contains(&format!("[{} @", stream.container)) || complaint.contains("prematurely") {
+        return Err(broken(format!("the file is damaged or was cut off; copy it again{}", why(&complaint))));
+    }
     if u32::try_from(stream.times.len()).is_err() {
         return Err(broken("it has more than 2^32 frames".into()));
     }
@@ -205,7 +211,8 @@ impl Stream {
             let range = if self.range == "pc" { Range::Full } else { range };
             return Layout { name, format, matrix, range, converts: false };
         }
-        let is_yuv = ["yuv", "nv", "p0", "p2", "p4", "yuyv", "uyvy", "y2"].iter().any(|start| self.pixels.starts_with(start));
+        let is_yuv =
+            ["yuv", "nv", "p0", "p2", "p4", "yuyv", "uyvy", "y2"].iter().any(|start| self.pixels.starts_with(start));
         let (name, format) = match () {
             () if self.pixels.starts_with("yuv444") || !is_yuv => ("yuv444p", PixelFormat::I444),
             () if self.pixels.contains("422") || self.pixels.starts_with("nv16") => ("yuv422p", PixelFormat::I422),
@@ -278,7 +285,7 @@ impl FfmpegReader {
     fn start_at(&self, frame: u32) -> Result<Running, MediaError> {
         let layout = self.stream.layout();
         let mut command = Command::new(&self.programs.ffmpeg);
-        command.args(["-nostdin", "-v", "error", "-threads", "1", "-noautorotate"]);
+        command.args(["-nostdin", "-v", "error", "-xerror", "-threads", "1", "-noautorotate"]);
         if frame > 0 {
             // Half a frame early: the frame itself is the first that is not left out.
             let (at, before) = (self.stream.times[frame as usize].0, self.stream.times[frame as usize - 1].0);
@@ -328,11 +335,14 @@ impl FfmpegReader {
     }
 }
 
-/// The option that neither drops nor repeats frames; it has had two names.
+/// The option that neither drops nor repeats frames. It was renamed in version 5.1; the program is asked once.
 fn passthrough(programs: &Programs) -> [&'static str; 2] {
-    let help = Command::new(&programs.ffmpeg).args(["-hide_banner", "-h", "long"]).stdin(Stdio::null()).output();
-    let new = help.is_ok_and(|output| output.stdout.windows(8).any(|window| window == b"fps_mode"));
-    if new { ["-fps_mode", "passthrough"] } else { ["-vsync", "passthrough"] }
+    static IS_NEW: OnceLock<bool> = OnceLock::new();
+    let is_new = *IS_NEW.get_or_init(|| {
+        let help = Command::new(&programs.ffmpeg).args(["-hide_banner", "-h", "long"]).stdin(Stdio::null()).output();
+        help.is_ok_and(|output| output.stdout.windows(8).any(|window| window == b"fps_mode"))
+    });
+    if is_new { ["-fps_mode", "passthrough"] } else { ["-vsync", "passthrough"] }
 }
 
 /// A child, the threads that empty its pipes, and what came out last.

@@ -20,7 +20,7 @@ use crate::VideoInfo;
 
 /// What a file turned out to be.
 pub(super) enum Opened {
-    Here(VideoInfo, H264Reader),
+    Here(VideoInfo, Box<H264Reader>),
     /// What it is, for a message.
     Elsewhere(String),
 }
@@ -61,7 +61,9 @@ pub(super) fn open(path: &Path) -> Result<Opened, MediaError> {
     parse_avcc_config(&track.avcc).map_err(broken)?;
     if sps.coded[0].saturating_mul(sps.coded[1]) > MAX_PIXELS || sps.width == 0 || sps.height == 0 {
         let [width, height] = sps.coded;
-        return Err(broken(&format!("pictures of {width} x {height} pixels are beyond what is decoded ({MAX_PIXELS})")));
+        return Err(broken(&format!(
+            "pictures of {width} x {height} pixels are beyond what is decoded ({MAX_PIXELS})"
+        )));
     }
     if let Some(what) = not_embedded(&sps) {
         return Ok(Opened::Elsewhere(what));
@@ -74,7 +76,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, MediaError> {
     if !reader.is_idr(0)? {
         return Ok(Opened::Elsewhere("H.264 that does not begin with a keyframe".into()));
     }
-    Ok(Opened::Here(info, reader))
+    Ok(Opened::Here(info, Box::new(reader)))
 }
 
 /// Why the embedded decoder does not take a stream, if so.
@@ -216,7 +218,8 @@ impl H264Reader {
         let mut frames = Vec::new();
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            let length = rest.get(..self.length_size).map(|b| b.iter().fold(0usize, |n, &byte| n << 8 | usize::from(byte)));
+            let length =
+                rest.get(..self.length_size).map(|b| b.iter().fold(0usize, |n, &byte| n << 8 | usize::from(byte)));
             let end = length.and_then(|length| length.checked_add(self.length_size)).filter(|&end| end <= rest.len());
             let Some(end) = end else {
                 return Err(self.broken(at, "holds a unit that runs past the sample's end; the file is damaged"));

@@ -67,7 +67,9 @@ fn check_size(path: &Path, width: u32, height: u32) -> Result<(), MediaError> {
 
 fn broken(path: &Path, error: ImageError) -> MediaError {
     match error {
-        ImageError::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => MediaError::io(path, source),
+        ImageError::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
+            MediaError::io(path, source)
+        }
         error => MediaError::broken(path, error.to_string()),
     }
 }

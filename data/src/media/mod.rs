@@ -58,7 +58,7 @@ impl VideoReader {
     /// Reads what [`probe`] reads.
     pub fn open(path: &Path) -> Result<VideoReader, MediaError> {
         let (info, source) = match h264::open(path)? {
-            h264::Opened::Here(info, reader) => (info, Source::H264(Box::new(reader))),
+            h264::Opened::Here(info, reader) => (info, Source::H264(reader)),
             h264::Opened::Elsewhere(what) => {
                 let (info, reader) = ffmpeg::open(path, &what)?;
                 (info, Source::Ffmpeg(Box::new(reader)))

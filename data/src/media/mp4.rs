@@ -104,7 +104,8 @@ fn other_kind(start: &[u8]) -> Option<Result<String, String>> {
     if is_transport {
         return Some(Ok("container mpegts".into()));
     }
-    let is_text = start.iter().all(|&byte| byte == b'\t' || byte == b'\n' || byte == b'\r' || (b' '..127).contains(&byte));
+    let is_text =
+        start.iter().all(|&byte| byte == b'\t' || byte == b'\n' || byte == b'\r' || (b' '..127).contains(&byte));
     let begin = start[..start.len().min(24)].escape_ascii();
     if is_text {
         return Some(Err(format!("this is text and no video: it begins with `{begin}`")));
@@ -166,6 +167,9 @@ fn name_of(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string()
 }
 
+/// A box's name and content.
+type Child<'a> = (&'a [u8], &'a [u8]);
+
 /// A box's content, with reads that cannot run past its end.
 #[derive(Clone, Copy)]
 struct Content<'a> {
@@ -196,7 +200,11 @@ impl<'a> Content<'a> {
 
     /// The first child with a name, if there is one.
     fn child(&self, skip: usize, name: &'static str) -> Result<Option<Content<'a>>, String> {
-        Ok(self.children(skip)?.into_iter().find(|(n, _)| *n == name.as_bytes()).map(|(_, bytes)| Content { name, bytes }))
+        Ok(self
+            .children(skip)?
+            .into_iter()
+            .find(|(n, _)| *n == name.as_bytes())
+            .map(|(_, bytes)| Content { name, bytes }))
     }
 
     fn need(&self, name: &'static str) -> Result<Content<'a>, String> {
@@ -204,7 +212,7 @@ impl<'a> Content<'a> {
     }
 
     /// Names and contents of the boxes inside, after `skip` bytes.
-    fn children(&self, skip: usize) -> Result<Vec<(&'a [u8], &'a [u8])>, String> {
+    fn children(&self, skip: usize) -> Result<Vec<Child<'a>>, String> {
         let mut rest = self.bytes.get(skip..).ok_or_else(|| self.short())?;
         let mut found = Vec::new();
         while rest.len() >= 8 {

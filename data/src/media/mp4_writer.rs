@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use muxide::api::{Muxer, MuxerBuilder, VideoCodec};
 use openh264::OpenH264API;
 use openh264::encoder::{
-    BitRate, Complexity, Encoder, EncoderConfig, FrameRate, FrameType, IntraFramePeriod, QpRange, RateControlMode, VuiConfig,
+    BitRate, Complexity, Encoder, EncoderConfig, FrameRate, FrameType, IntraFramePeriod, QpRange, RateControlMode,
+    VuiConfig,
 };
 use openh264::formats::YUVSlices;
 
@@ -48,10 +49,14 @@ impl Mp4Writer {
         let Mp4Options { width, height, fps, quantizer } = options;
         let (long, short) = (width.max(height), width.min(height));
         if short == 0 || long > 3840 || short > 2160 {
-            return Err(failed(format!("cannot encode frames of {width} x {height} pixels; 1 to 3840 x 2160 is possible")));
+            return Err(failed(format!(
+                "cannot encode frames of {width} x {height} pixels; 1 to 3840 x 2160 is possible"
+            )));
         }
         if !(fps > 0.0 && fps <= 1000.0) {
-            return Err(failed(format!("cannot encode {fps} frames per second; more than 0 and at most 1000 is possible")));
+            return Err(failed(format!(
+                "cannot encode {fps} frames per second; more than 0 and at most 1000 is possible"
+            )));
         }
         if !(12..=51).contains(&quantizer) {
             return Err(failed(format!("quantizer {quantizer} is not in 12 to 51")));
@@ -72,7 +77,8 @@ impl Mp4Writer {
             .background_detection(false)
             .num_threads(1)
             .vui(VuiConfig::bt601());
-        let encoder = Encoder::with_api_config(OpenH264API::from_source(), config).map_err(|e| failed(e.to_string()))?;
+        let encoder =
+            Encoder::with_api_config(OpenH264API::from_source(), config).map_err(|e| failed(e.to_string()))?;
         let muxer = MuxerBuilder::new(Vec::new())
             .video(VideoCodec::H264, planes.width as u32, planes.height as u32, fps)
             .with_fast_start(true)

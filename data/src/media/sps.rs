@@ -26,7 +26,8 @@ pub(super) struct Sps {
 /// From a NAL unit with its header byte.
 pub(super) fn parse(nal: &[u8]) -> Result<Sps, &'static str> {
     let payload = without_escapes(nal.get(1..).unwrap_or_default());
-    read(&mut Bits { bytes: &payload, at: 0 }).ok_or("the sequence parameter set ends early or has a value out of range")
+    read(&mut Bits { bytes: &payload, at: 0 })
+        .ok_or("the sequence parameter set ends early or has a value out of range")
 }
 
 /// Profiles whose parameter set tells about chroma and bit depth.

@@ -140,6 +140,11 @@ fn everything_else_goes_through_ffmpeg() {
         ("hevc.mp4", "-c:v libx265 -pix_fmt yuv420p -x265-params log-level=none:keyint=15", "yuv420p"),
         ("vp9.webm", "-c:v libvpx-vp9 -pix_fmt yuv420p -deadline realtime -cpu-used 8 -g 20", "yuv420p"),
         ("h264.mkv", "-c:v libx264 -bf 3 -g 12 -pix_fmt yuv420p", "yuv420p"),
+        (
+            "open_gop.mkv",
+            "-c:v libx264 -bf 3 -x264-params open-gop=1:keyint=10:min-keyint=5 -pix_fmt yuv420p",
+            "yuv420p",
+        ),
         ("444.mp4", "-c:v libx264 -pix_fmt yuv444p -g 12", "yuv444p"),
         ("odd.mkv", "-c:v ffv1 -pix_fmt yuv420p -vf scale=35:17", "yuv420p"),
         ("mpeg4.avi", "-c:v mpeg4 -g 12", "yuv420p"),
@@ -151,16 +156,48 @@ fn everything_else_goes_through_ffmpeg() {
         let info = probe(&path).unwrap();
         assert_eq!((info.decoder.as_str(), info.fps()), ("ffmpeg", 25.0), "{name}");
         check_equal(&path, pixels);
-        check_order(&path);
+        // Of the containers that are sought in, and of those that are not.
+        if ["hevc.mp4", "vp9.webm", "h264.mkv", "open_gop.mkv", "stream.ts"].contains(&name) {
+            check_order(&path);
+        }
+    }
+}
+
+#[test]
+fn damage_in_what_ffmpeg_reads_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, options) in [
+        ("hevc.mp4", "-c:v libx265 -pix_fmt yuv420p -x265-params log-level=none:keyint=15"),
+        ("h264.mkv", "-c:v libx264 -bf 3 -g 12 -pix_fmt yuv420p"),
+    ] {
+        let Some(path) = made(folder.path(), name, &words(options)) else { return };
+        let good = std::fs::read(&path).unwrap();
+        let mut bytes = good.clone();
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 3000].fill(0x55);
+        std::fs::write(&path, &bytes).unwrap();
+        let read = VideoReader::open(&path).and_then(|mut reader| {
+            let all: Vec<u32> = (0..reader.info().frames).collect();
+            reader.read(&all, &mut |_, _| Ok(()))
+        });
+        let error = read.err().unwrap_or_else(|| panic!("{name} was read in spite of damage"));
+        assert!(!error.is_transient() && error.to_string().contains(name), "{error}");
+
+        std::fs::write(&path, &good[..middle]).unwrap();
+        let error = probe(&path).unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains("cut off"), "{error}");
     }
 }
 
 #[test]
 fn other_layouts_become_eight_bit_yuv() {
     let folder = tempfile::tempdir().unwrap();
-    for (pixels, format) in
-        [("rgb24", PixelFormat::I444), ("gray", PixelFormat::I444), ("yuv422p10le", PixelFormat::I422), ("nv12", PixelFormat::I420)]
-    {
+    for (pixels, format) in [
+        ("rgb24", PixelFormat::I444),
+        ("gray", PixelFormat::I444),
+        ("yuv422p10le", PixelFormat::I422),
+        ("nv12", PixelFormat::I420),
+    ] {
         let options = ["-c:v", "rawvideo", "-pix_fmt", pixels];
         let Some(path) = made(folder.path(), "raw.nut", &options) else { return };
         let mut reader = VideoReader::open(&path).unwrap();
@@ -205,12 +242,12 @@ fn check_order(path: &Path) {
     for start in (0..frames - 8).step_by(8) {
         check(&(start..=start + 8).collect::<Vec<_>>());
     }
-    for frame in (0..frames).rev().step_by(7) {
+    for frame in (0..frames).rev().step_by(13) {
         check(&[frame]);
     }
     check(&[5, 5, 2, 30]);
     let mut seed = 0x2545_F491u32;
-    for _ in 0..6 {
+    for _ in 0..3 {
         let wanted: Vec<u32> = (0..4).map(|_| random(&mut seed) % frames).collect();
         check(&wanted);
     }
@@ -249,8 +286,11 @@ fn the_header_agrees_with_ffprobe() {
     for name in ["bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4"] {
         let path = folder.join("real_clips").join(name);
         let info = probe(&path).unwrap();
-        let have = format!("{}|{}|{}|{}/{}|{}", info.codec, info.width, info.height, info.fps_num, info.fps_den, info.frames);
-        let Some(want) = ffprobe_entries(&path, "stream=codec_name,width,height,avg_frame_rate,nb_read_frames") else { return };
+        let have =
+            format!("{}|{}|{}|{}/{}|{}", info.codec, info.width, info.height, info.fps_num, info.fps_den, info.frames);
+        let Some(want) = ffprobe_entries(&path, "stream=codec_name,width,height,avg_frame_rate,nb_read_frames") else {
+            return;
+        };
         assert_eq!(have, want, "{name}");
     }
 }
@@ -312,9 +352,6 @@ fn damaged_files_never_panic_and_never_leave_frames_out() {
         assert!(read.is_err() || count == info.frames, "{count} of {} frames: {what}", info.frames);
         read.is_ok()
     };
-    // The decoder's own panics are caught; their messages would fill the log.
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
     for length in (0..clip.len()).step_by(97) {
         assert!(!try_read(&clip[..length], &format!("cut to {length} bytes")), "{length} of {} bytes", clip.len());
     }
@@ -329,7 +366,6 @@ fn damaged_files_never_panic_and_never_leave_frames_out() {
         }
         try_read(&bytes, &format!("seed {seed}"));
     }
-    std::panic::set_hook(hook);
 }
 
 #[test]

@@ -246,8 +246,6 @@ fn through(
     let declared = &shared.graph.stages[stage];
     if !matches!(verdict, Verdict::Interrupted) {
         declared.counters.executed.fetch_add(1, Relaxed);
-        declared.counters.total.fetch_add(1, Relaxed);
-        declared.counters.settled(1);
     }
     let mut rows = match verdict {
         Verdict::Rows(rows) => rows,

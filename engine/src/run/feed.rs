@@ -27,17 +27,24 @@ pub(crate) struct Round {
     pub(crate) faults: Vec<(usize, Fault)>,
 }
 
+impl Round {
+    /// A file that no operator will see.
+    fn refuse(&mut self, shared: &Shared, stage: usize, fault: Fault) {
+        let counters = &shared.graph.stages[stage].counters;
+        counters.total.fetch_add(1, Relaxed);
+        counters.quarantined.fetch_add(1, Relaxed);
+        counters.settled(1);
+        self.faults.push((stage, fault));
+    }
+}
+
 /// Sends all rounds and returns; `wake` is called after each.
 pub(crate) fn feed(shared: &Shared, limit: Option<usize>, rounds: &Sender<Round>, wake: impl Fn()) -> Result<()> {
     let mut round = Round::default();
     for group in &shared.graph.groups {
         let GroupInput::Files(stage) = group.input else { continue };
         let (files, faults) = scan(shared, stage, limit)?;
-        let counters = &shared.graph.stages[stage].counters;
-        counters.total.fetch_add(faults.len() as u64, Relaxed);
-        counters.quarantined.fetch_add(faults.len() as u64, Relaxed);
-        counters.settled(faults.len() as u64);
-        round.faults.extend(faults.into_iter().map(|fault| (stage, fault)));
+        faults.into_iter().for_each(|fault| round.refuse(shared, stage, fault));
         for (id, path) in files {
             if shared.stopping() {
                 return Ok(());
@@ -51,7 +58,7 @@ pub(crate) fn feed(shared: &Shared, limit: Option<usize>, rounds: &Sender<Round>
                 Err(error) => {
                     let fault =
                         Fault { unit: id, path: Some(path), class: Class::Transient, reason: error.to_string() };
-                    round.faults.push((stage, fault));
+                    round.refuse(shared, stage, fault);
                 }
             }
             if round.files.len() == ROUND_FILES {

@@ -57,6 +57,8 @@ pub(crate) struct Member {
     pub(crate) stage: usize,
     /// Transient stages from the group's rows to this stage, in the data's order.
     pub(crate) chain: Vec<usize>,
+    /// Those of the chain that no earlier member of the group has: where their units are counted.
+    pub(crate) counted: Vec<usize>,
 }
 
 /// A table that a stage takes as a whole.
@@ -89,13 +91,17 @@ impl Graph {
                     (GroupInput::Rows(base), chain)
                 }
             };
-            let member = Member { stage: index, chain };
+            let mut member = Member { stage: index, counted: chain.clone(), chain };
             let shares = |group: &&mut Group| {
                 let first = group.members[0].chain.first();
                 group.input == input && first.is_some() && first == member.chain.first() && group.wholes.is_empty()
             };
             match groups.iter_mut().find(shares) {
-                Some(group) if wholes.is_empty() => group.members.push(member),
+                Some(group) if wholes.is_empty() => {
+                    let known = |stage: &usize| group.members.iter().any(|other| other.chain.contains(stage));
+                    member.counted.retain(|stage| !known(stage));
+                    group.members.push(member);
+                }
                 _ => groups.push(Group { input, members: vec![member], wholes }),
             }
         }
@@ -105,8 +111,14 @@ impl Graph {
     }
 
     /// The key of one unit of a member: everything that determines its rows. `content` is the unit's own row or file,
-    /// `roots` the whole tables by port.
-    pub(crate) fn key(&self, member: &Member, content: Option<&Hash>, roots: &[(&str, Hash)]) -> Hash {
+    /// `name` its id where the stage asks for it, `roots` the whole tables by port.
+    pub(crate) fn key(
+        &self,
+        member: &Member,
+        content: Option<&Hash>,
+        name: Option<&str>,
+        roots: &[(&str, Hash)],
+    ) -> Hash {
         let mut key = Fingerprint::new();
         key.text("unit").hash(&self.stages[member.stage].fingerprint);
         for stage in &member.chain {
@@ -114,6 +126,9 @@ impl Graph {
         }
         if let Some(content) = content {
             key.text("row").hash(content);
+        }
+        if let Some(name) = name {
+            key.text("name").text(name);
         }
         for (port, root) in roots {
             key.text(port).hash(root);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::project::{Project, executed};
+use crate::project::{LONGEST, Project, executed};
 
 const FILES: &[(&str, &str)] = &[("a", "one\ntwo\nthree"), ("b", "four\nfive"), ("sub/c", "six\n")];
 
@@ -221,7 +221,7 @@ fn two_consumers_of_a_transient_chain_run_it_once() {
         + "[stage.loud]\nkind = \"upper\"\nsuffix = \"!\"\ninput = \"upper\"\nstore = \"transient\"\n\
            [stage.loud_counts]\nkind = \"count\"\nlog = \"LOG\"\ninput = \"loud\"\n\
            [stage.loud_twice]\nkind = \"twice\"\ninput = \"loud\"\n";
-    project.toml = project.toml.replace("[stage.longest]\nkind = \"longest\"\ninput = \"upper\"", "");
+    project.toml = project.toml.replace(LONGEST, "");
     let report = project.run();
     for stage in ["upper", "loud", "counts", "loud_counts", "loud_twice"] {
         assert_eq!(report.stage(stage).unwrap().executed, 6, "{stage}");
@@ -247,7 +247,7 @@ fn a_limit_takes_the_first_files_and_a_partial_plan_leaves_other_stages_alone() 
 fn a_stage_that_leaves_the_pipeline_takes_its_rows_along() {
     let mut project = Project::new(FILES);
     project.run();
-    project.toml = project.toml.replace("[stage.longest]\nkind = \"longest\"\ninput = \"upper\"", "");
+    project.toml = project.toml.replace(LONGEST, "");
     let report = project.run();
     assert_eq!(report.stage("longest").unwrap().retracted, 1);
     assert!(project.published().iter().all(|row| row.stage != "longest"));

@@ -59,6 +59,9 @@ shards = 8
 path = "OUT"
 "#;
 
+/// The part of [`PIPELINE`] that reads a whole table through a transient stage.
+pub(crate) const LONGEST: &str = "[stage.longest]\nkind = \"longest\"\ninput = \"upper\"";
+
 pub(crate) struct Project {
     pub(crate) dir: PathBuf,
     pub(crate) toml: String,

@@ -143,9 +143,16 @@ fn list(root: &Path, dir: &Path, found: &mut Scan) -> Result<(), StageError> {
 /// A row per line.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Split {}
+struct Split {
+    #[serde(default)]
+    worker_panic: bool,
+}
 
 toy! { Split = "split": &[Port::row("texts", &TEXTS)] => &LINES;
+    fn row_id(&self, unit: &str, row: &str) -> String {
+        assert!(!self.worker_panic, "no id for {row}");
+        format!("{unit}#{row}")
+    }
     fn open(&self, _: &Context) -> Result<Box<dyn Operator>, StageError> {
         each(|unit, out| {
             for (index, line) in text(unit.row("texts")).lines().enumerate() {
@@ -167,6 +174,9 @@ struct Upper {
 toy! { Upper = "upper": &[Port::row("lines", &LINES)] => &LINES;
     fn open(&self, _: &Context) -> Result<Box<dyn Operator>, StageError> {
         let suffix = self.suffix.clone();
+        if suffix == "closed" {
+            return Err("closed today".into());
+        }
         each(move |unit, out| {
             let line = text(unit.row("lines"));
             if no_trouble(unit, line, out)? {

@@ -394,8 +394,10 @@ mod tests {
         }
     }
 
-    const FEATURES: [[f32; 12]; 2] =
-        [[1.0, 0.5, -1.0, 0.2, 0.1, 0.9, -0.4, 1.0, 0.3, 0.0, 0.7, -0.8], [-0.9, 0.5, 0.6, 0.2, -1.0, 0.4, 0.8, 1.0, -0.3, 0.5, 0.1, 0.6]];
+    const FEATURES: [[f32; 12]; 2] = [
+        [1.0, 0.5, -1.0, 0.2, 0.1, 0.9, -0.4, 1.0, 0.3, 0.0, 0.7, -0.8],
+        [-0.9, 0.5, 0.6, 0.2, -1.0, 0.4, 0.8, 1.0, -0.3, 0.5, 0.1, 0.6],
+    ];
     /// Scenes that differ in image or task only, and in length.
     const CODES: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 0], &[5, 5, 0], &[0, 3, 1, 0, 3, 2, 2, 2, 4]];
 
@@ -466,7 +468,12 @@ mod tests {
         let (config, device) = (config(), Device::flex());
         let mut model = CodeModel::init(&config, 3, &device).unwrap();
         let names: Vec<String> = shapes(&mut model).into_iter().map(|(name, _)| name).collect();
-        for name in ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight", "image_prefix.proj.bias"] {
+        for name in [
+            "model.embed_tokens.weight",
+            "model.layers.1.mlp.up_proj.weight",
+            "lm_head.weight",
+            "image_prefix.proj.bias",
+        ] {
             assert!(names.iter().any(|n| n == name), "{name} is not in {names:?}");
         }
         let folder = tempfile::tempdir().unwrap();

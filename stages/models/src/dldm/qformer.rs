@@ -17,6 +17,11 @@ use crate::weights::{Named, Names, Visitor};
 const LAYERS: usize = 2;
 const HEADS: usize = 4;
 
+/// Initial values of a fresh Q-Former. With PyTorch's defaults, codes of different clips differ by 0.002 before they are
+/// rounded, so that a short training starts, and stays, with the same codes for every clip; with these by 0.3.
+const QUERY_DEVIATION: f32 = 0.3;
+const SHARP: f32 = 3.0;
+
 #[derive(Module, Debug)]
 pub(super) struct QFormer {
     act: Param<Tensor<2>>,
@@ -30,7 +35,7 @@ pub(super) struct QFormer {
 impl QFormer {
     pub(super) fn new(init: &mut Init, width: usize, queries: usize) -> QFormer {
         QFormer {
-            act: init.normal([queries, width], env("SQ")),
+            act: init.normal([queries, width], QUERY_DEVIATION),
             directions: init.normal([2, width / 2], 1.0).set_require_grad(false),
             layers: (0..LAYERS).map(|_| Layer::new(init, width)).collect(),
             final_attn: Attention::new(init, width),
@@ -114,8 +119,8 @@ impl Layer {
         Layer {
             cross_attn: Attention::new(init, width),
             norm2: LayerNorm::new(init, width),
-            lin1: Linear::unit(init, width, width),
-            lin2: Linear::unit(init, width, width),
+            lin1: Linear::with_gain(init, width, width, 1.0),
+            lin2: Linear::with_gain(init, width, width, 1.0),
             norm3: LayerNorm::new(init, width),
         }
     }
@@ -149,10 +154,10 @@ struct Attention {
 impl Attention {
     fn new(init: &mut Init, width: usize) -> Attention {
         Attention {
-            q_proj: Linear::uniform(init, width, width / 2, env("GQ")),
-            k_proj: Linear::uniform(init, width, width / 2, env("GQ")),
-            v_proj: Linear::uniform(init, width, width / 2, env("GV")),
-            out_proj: Linear::unit(init, width / 2, width),
+            q_proj: Linear::with_gain(init, width, width / 2, SHARP),
+            k_proj: Linear::with_gain(init, width, width / 2, SHARP),
+            v_proj: Linear::with_gain(init, width, width / 2, SHARP),
+            out_proj: Linear::with_gain(init, width / 2, width, 1.0),
         }
     }
 
@@ -178,5 +183,3 @@ impl Named for Attention {
         names.child("out_proj", &mut self.out_proj);
     }
 }
-
-fn env(n: &str) -> f32 { std::env::var(n).unwrap().parse().unwrap() }

@@ -115,9 +115,11 @@ fn inputs_that_do_not_fit_are_errors_that_say_what_to_do() {
     );
 }
 
+type Change = fn(&mut DldmConfig);
+
 #[test]
 fn configurations_are_checked_and_unknown_variants_named() {
-    let cases: [(fn(&mut DldmConfig), &str); 9] = [
+    let cases: [(Change, &str); 9] = [
         (|c| c.decoder = "LDM".into(), "configuration not supported: decoder=LDM (only LDM_V2)"),
         (|c| c.qformer_type = "QFormerMF".into(), "configuration not supported: qformer_type=QFormerMF"),
         (|c| c.num_groups = 32, "configuration not supported: num_groups=32"),

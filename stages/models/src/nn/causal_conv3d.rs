@@ -35,7 +35,7 @@ impl Steps {
 }
 
 impl CausalConv3d {
-    /// `kernel` is `[kt, kh, kw]`.
+    /// A convolution that keeps the deviation of its inputs, and starts without bias. `kernel` is `[kt, kh, kw]`.
     pub fn new(init: &mut Init, inputs: usize, outputs: usize, kernel: [usize; 3]) -> CausalConv3d {
         let [kt, kh, kw] = kernel;
         let fan_in = inputs * kt * kh * kw;

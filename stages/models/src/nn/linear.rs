@@ -18,17 +18,10 @@ impl Linear {
         Linear { weight: init.fan_in([outputs, inputs], inputs), bias: bias.then(|| init.fan_in([outputs], inputs)) }
     }
 
-    pub fn uniform(init: &mut Init, inputs: usize, outputs: usize, gain: f32) -> Linear {
+    /// A map that scales the deviation of its inputs by `gain`, and starts without bias.
+    pub fn with_gain(init: &mut Init, inputs: usize, outputs: usize, gain: f32) -> Linear {
         Linear {
             weight: init.uniform([outputs, inputs], gain * (3.0 / inputs as f32).sqrt()),
-            bias: Some(init.constant([outputs], 0.0)),
-        }
-    }
-
-    /// A map that keeps the variance of its inputs, and starts without bias.
-    pub fn unit(init: &mut Init, inputs: usize, outputs: usize) -> Linear {
-        Linear {
-            weight: init.uniform([outputs, inputs], (3.0 / inputs as f32).sqrt()),
             bias: Some(init.constant([outputs], 0.0)),
         }
     }

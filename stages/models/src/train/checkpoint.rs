@@ -88,7 +88,12 @@ mod tests {
     use crate::train::{Grads, Schedule};
 
     fn config() -> ArConfig {
-        ArConfig { num_hidden_layers: 1, hidden_size: 16, intermediate_size: 24, ..ArConfig::preset("tiny", 13).unwrap() }
+        ArConfig {
+            num_hidden_layers: 1,
+            hidden_size: 16,
+            intermediate_size: 24,
+            ..ArConfig::preset("tiny", 13).unwrap()
+        }
     }
 
     /// Steps on sentences that count, up to step `until`.
@@ -166,6 +171,9 @@ mod tests {
         grads.clip(2.0, head);
         assert_eq!(grads.norm(head), small, "a small gradient is not scaled");
         assert_eq!(grads.zero_non_finite(), 0);
-        assert_eq!(decoder.valid().num_params(), grads.names().map(|name| grads.get(name).unwrap().dims()[0]).sum::<usize>());
+        assert_eq!(
+            decoder.valid().num_params(),
+            grads.names().map(|name| grads.get(name).unwrap().dims()[0]).sum::<usize>()
+        );
     }
 }

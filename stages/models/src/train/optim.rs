@@ -103,3 +103,46 @@ impl Visitor for Update<'_> {
         *param = Param::initialized(param.id, new.set_require_grad(trains));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+    use crate::nn::{Init, Linear};
+    use crate::train::floats;
+
+    fn values(linear: &Linear) -> (Vec<f32>, Vec<f32>) {
+        (floats(linear.weight.val()), floats(linear.bias.as_ref().unwrap().val()))
+    }
+
+    #[test]
+    fn steps_are_those_worked_out_by_hand() {
+        let device = Device::flex().autodiff();
+        let mut linear = Linear::new(&mut Init::new(&device, 1), 2, 1, true);
+        let start = values(&linear);
+        let config = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
+        let mut optimizer = AdamW::new(config);
+        let step = |linear: &mut Linear, optimizer: &mut AdamW, slope: [f32; 2]| {
+            // The loss is slope . weight: it does not depend on the bias.
+            let slope = Tensor::<2>::from_data(TensorData::new(slope.to_vec(), [1, 2]), &Device::flex().autodiff());
+            let loss = (linear.weight.val() * slope).sum();
+            let grads = Grads::of(&loss, linear);
+            optimizer.step(linear, &grads, 0.5);
+        };
+        step(&mut linear, &mut optimizer, [2.0, -3.0]);
+        // The first update is the gradient's sign, whatever its size; decay comes before it.
+        let wanted = [start.0[0] * 0.95 - 0.5, start.0[1] * 0.95 + 0.5];
+        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close(&values(&linear).0, &wanted), "{:?}, not {wanted:?}", values(&linear).0);
+        assert_eq!(values(&linear).1, start.1, "the bias had no gradient");
+
+        step(&mut linear, &mut optimizer, [2.0, -1.0]);
+        let moment = &optimizer.moments()["weight"];
+        assert!(close(&floats(moment.first.clone()), &[0.38, -0.37]));
+        assert!(close(&floats(moment.second.clone()), &[0.0796, 0.0991]));
+        assert_eq!((optimizer.moments().len(), moment.updates, optimizer.steps()), (1, 2, 2));
+        let second = wanted[1] * 0.95 + 0.5 * (0.37 / 0.19) / (0.0991f32 / 0.0199).sqrt();
+        assert!((values(&linear).0[1] - second).abs() < 1e-6);
+    }
+}

@@ -263,8 +263,8 @@ struct Conv2d {
 
 impl Conv2d {
     pub(super) fn new(init: &mut Init, inputs: usize, outputs: usize, kernel: usize) -> Conv2d {
-        let fan_in = inputs * kernel * kernel;
-        Conv2d { weight: init.fan_in([outputs, inputs, kernel, kernel], fan_in), bias: init.fan_in([outputs], fan_in) }
+        let bound = (3.0 / (inputs * kernel * kernel) as f32).sqrt();
+        Conv2d { weight: init.uniform([outputs, inputs, kernel, kernel], bound), bias: init.constant([outputs], 0.0) }
     }
 
     pub(super) fn forward(&self, x: Tensor<5>, step: usize, pad: usize) -> Tensor<5> {

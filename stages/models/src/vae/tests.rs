@@ -77,9 +77,11 @@ fn sizes_that_do_not_fit_are_errors_that_say_what_to_do() {
     assert!(vae.mu_in_windows(clip([1, 3, 5, 8, 8], 0), 6, &mut Tap::off()).is_err());
 }
 
+type Change = fn(&mut VaeConfig);
+
 #[test]
 fn configurations_are_checked() {
-    let cases: [(fn(&mut VaeConfig), &str); 4] = [
+    let cases: [(Change, &str); 4] = [
         (|c| c.dim = 0, "at least 1"),
         (|c| c.temporal_downsample.truncate(1), "one entry less"),
         (|c| c.temporal_window = 6, "multiple of 4"),

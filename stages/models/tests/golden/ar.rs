@@ -1,11 +1,13 @@
 //! The autoregressive decoder against the recorded ones: outputs, gradients, training, generation.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Device, Int, Tensor};
 use vw2_models::ar::{Ar, ArConfig, Rotary, Sampling, Stop, causal_bias, next_id_loss};
 use vw2_models::train::{AdamW, AdamWConfig, Grads};
 use vw2_models::weights::{Weights, collect};
 
-use crate::harness::{Report, cases, integers, open};
+use crate::harness::{self, Report, cases, integers, open};
 
 const LOGITS: f64 = 1e-5;
 const GRADIENTS: f64 = 3e-5;
@@ -14,7 +16,7 @@ const TRAINING: f64 = 1e-3;
 #[test]
 fn decoders_are_the_recorded_ones() {
     for case in cases("ar_") {
-        let (golden, weights) = (open(&case, "io"), open(&case, "weights"));
+        let (golden, weights) = (open(&case, "io"), harness::weights(&case));
         let config = config(&golden);
         let mut report = Report::new(&case);
         outputs(&golden, &Ar::load(&weights, &config, &Device::flex()).unwrap(), &mut report);
@@ -24,7 +26,7 @@ fn decoders_are_the_recorded_ones() {
     }
 }
 
-/// Metadata are Python's words: `True`, `1e-06`. Those that are no field of ours are left out.
+/// What of the metadata is the decoder's; a case may say more about itself.
 fn config(golden: &Weights) -> ArConfig {
     let known = [
         "vocab_size",
@@ -39,10 +41,9 @@ fn config(golden: &Weights) -> ArConfig {
         "bias",
         "tie_word_embeddings",
     ];
-    let value = |text: &str| -> serde_json::Value { serde_json::from_str(&text.to_lowercase()).unwrap() };
-    let entries = golden.metadata().iter().filter(|(key, _)| known.contains(&key.as_str()));
-    serde_json::from_value(entries.map(|(key, text)| (key.clone(), value(text))).collect::<serde_json::Value>())
-        .unwrap()
+    let mut entries: serde_json::Map<String, serde_json::Value> = harness::config(golden);
+    entries.retain(|key, _| known.contains(&key.as_str()));
+    serde_json::from_value(entries.into()).unwrap()
 }
 
 fn ids(golden: &Weights, name: &str, device: &Device) -> Tensor<2, Int> {
@@ -59,8 +60,10 @@ fn outputs(golden: &Weights, decoder: &Ar, report: &mut Report) {
     report.tensor(golden, "mid.rope_cos", rotary.cos.clone(), LOGITS);
     report.tensor(golden, "mid.rope_sin", rotary.sin.clone(), LOGITS);
     let bias = causal_bias(length, Some(mask.clone()), &device);
+    let mut seen = BTreeSet::from(["mid.rope_cos".to_owned(), "mid.rope_sin".to_owned()]);
     // What stands at padded positions means nothing.
     let mut real = |name: String, ours: Tensor<3>| {
+        seen.insert(name.clone());
         if let Some(shape) = golden.shape(&name) {
             assert_eq!(ours.dims()[..], *shape, "{name}");
             let keep = golden.i64s("in.attention_mask").unwrap();
@@ -85,6 +88,9 @@ fn outputs(golden: &Weights, decoder: &Ar, report: &mut Report) {
     }
     real("mid.norm.call0".to_owned(), decoder.model.norm.forward(x));
     real("out.logits".to_owned(), decoder.forward(input, Some(mask)));
+    for name in golden.names().filter(|name| name.starts_with("mid.") && !seen.contains(*name)) {
+        report.fault(format!("{name} was recorded, but nothing here corresponds to it"));
+    }
 
     let embeddings = golden.tensor::<3>("embeds.in", &device).unwrap();
     report.tensor(golden, "embeds.out.logits", decoder.forward_embeddings(embeddings, None), LOGITS);
@@ -136,11 +142,10 @@ fn training(golden: &Weights, mut decoder: Ar, report: &mut Report) {
     losses.push(number(&loss(&decoder)));
     report.values(golden, "adamw.losses", losses, TRAINING);
     report.values(golden, "adamw.grad_norms_preclip", norms, TRAINING);
-    for (name, data) in collect(&decoder) {
-        let recorded = format!("adamw.param_after5.{name}");
-        if golden.contains(&recorded) {
-            let values: Vec<f32> = data.try_into_vec().unwrap();
-            report.values(golden, &recorded, values.into_iter().map(f64::from), TRAINING);
-        }
+    let trained = collect(&decoder);
+    for recorded in golden.names().filter(|name| name.starts_with("adamw.param_after5.")) {
+        let ours = trained.iter().find(|(name, _)| recorded.ends_with(&format!("after5.{name}")));
+        let (_, data) = ours.unwrap_or_else(|| panic!("no parameter for `{recorded}`"));
+        report.data(golden, recorded, data, TRAINING);
     }
 }

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use vw2_models::weights::Weights;
 
 /// `VW2_GOLDEN`, from here or from the workspace's root; without it the cases in this crate.
-pub fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     match std::env::var_os("VW2_GOLDEN") {
         None => here.join("tests/data/golden"),
@@ -19,7 +19,7 @@ pub fn folder() -> PathBuf {
 }
 
 /// Names of the cases that begin with `prefix`: file names up to the first dot. None at all is a failure.
-pub fn cases(prefix: &str) -> Vec<String> {
+pub(crate) fn cases(prefix: &str) -> Vec<String> {
     let folder = folder();
     let files = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("golden folder {}: {e}", folder.display()));
     let names = files.filter_map(|file| file.unwrap().file_name().into_string().ok());
@@ -32,32 +32,39 @@ pub fn cases(prefix: &str) -> Vec<String> {
 }
 
 /// The file `part` of a case: `losses`, or `ar_nobias` and `io`.
-pub fn open(case: &str, part: &str) -> Weights {
+pub(crate) fn open(case: &str, part: &str) -> Weights {
     let dot = if part.is_empty() { "" } else { "." };
     Weights::open(folder().join(format!("{case}{dot}{part}.safetensors"))).unwrap()
 }
 
 /// What was compared in one case, and how well it agrees.
-pub struct Report {
+pub(crate) struct Report {
     case: String,
     compared: usize,
+    names: BTreeSet<String>,
     /// Largest error over its tolerance, with its name.
     worst: (f64, String),
     faults: Vec<String>,
 }
 
 impl Report {
-    pub fn new(case: &str) -> Report {
-        Report { case: case.to_owned(), compared: 0, worst: (0.0, String::new()), faults: Vec::new() }
+    pub(crate) fn new(case: &str) -> Report {
+        Report {
+            case: case.to_owned(),
+            compared: 0,
+            names: BTreeSet::new(),
+            worst: (0.0, String::new()),
+            faults: Vec::new(),
+        }
     }
 
     /// Compares all elements with the recorded tensor `name`.
-    pub fn tensor<const D: usize>(&mut self, golden: &Weights, name: &str, ours: Tensor<D>, tolerance: f64) {
+    pub(crate) fn tensor<const D: usize>(&mut self, golden: &Weights, name: &str, ours: Tensor<D>, tolerance: f64) {
         self.data(golden, name, &ours.into_data(), tolerance);
     }
 
     /// As [`Report::tensor`], for data on the host.
-    pub fn data(&mut self, golden: &Weights, name: &str, ours: &TensorData, tolerance: f64) {
+    pub(crate) fn data(&mut self, golden: &Weights, name: &str, ours: &TensorData, tolerance: f64) {
         let shape = golden.shape(name).unwrap_or_else(|| panic!("{}: no tensor `{name}`", self.case));
         if ours.shape()[..] != *shape {
             self.faults.push(format!("{name}: shape {:?}, recorded {shape:?}", ours.shape()));
@@ -67,18 +74,19 @@ impl Report {
         self.values(golden, name, ours.into_iter().map(f64::from), tolerance);
     }
 
-    pub fn fault(&mut self, fault: String) {
+    pub(crate) fn fault(&mut self, fault: String) {
         self.faults.push(fault);
     }
 
     /// As [`Report::tensor`], for flat values.
-    pub fn values(&mut self, golden: &Weights, name: &str, ours: impl IntoIterator<Item = f64>, tolerance: f64) {
+    pub(crate) fn values(&mut self, golden: &Weights, name: &str, ours: impl IntoIterator<Item = f64>, tolerance: f64) {
         let recorded = golden.f64s(name).unwrap();
         self.pairs(name, ours.into_iter().collect(), recorded, tolerance);
     }
 
-    pub fn pairs(&mut self, name: &str, ours: Vec<f64>, recorded: Vec<f64>, tolerance: f64) {
+    pub(crate) fn pairs(&mut self, name: &str, ours: Vec<f64>, recorded: Vec<f64>, tolerance: f64) {
         self.compared += 1;
+        self.names.insert(name.to_owned());
         if ours.len() != recorded.len() {
             self.faults.push(format!("{name}: {} values, recorded {}", ours.len(), recorded.len()));
             return;
@@ -98,28 +106,37 @@ impl Report {
         }
     }
 
-    pub fn equal<T: PartialEq + std::fmt::Debug>(&mut self, name: &str, ours: T, recorded: T) {
+    pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(&mut self, name: &str, ours: T, recorded: T) {
         self.compared += 1;
+        self.names.insert(name.to_owned());
         if ours != recorded {
             self.faults.push(format!("{name}: {ours:?}, recorded {recorded:?}"));
         }
     }
 
+    /// Every recorded tensor of the file but its `inputs` must have been compared since the last file.
+    pub(crate) fn nothing_left_out(&mut self, golden: &Weights, inputs: impl Fn(&str) -> bool) {
+        let compared = std::mem::take(&mut self.names);
+        for name in golden.names().filter(|name| !compared.contains(*name) && !inputs(name)) {
+            self.faults.push(format!("{name}: recorded, but not compared"));
+        }
+    }
+
     /// Prints the case's row and fails if anything differed.
-    pub fn finish(self) {
+    pub(crate) fn finish(self) {
         eprintln!("{:14} {:4} tensors, worst {}", self.case, self.compared, self.worst.1);
         assert!(self.faults.is_empty(), "{}:\n  {}", self.case, self.faults.join("\n  "));
     }
 }
 
 /// A recorded tensor of integers, as i64.
-pub fn integers<const D: usize>(golden: &Weights, name: &str) -> TensorData {
+pub(crate) fn integers<const D: usize>(golden: &Weights, name: &str) -> TensorData {
     let shape: [usize; D] = golden.shape(name).unwrap().try_into().unwrap();
     TensorData::new(golden.i64s(name).unwrap(), shape)
 }
 
 /// The files of a case whose part begins so, sorted: `weights_dec`, `weights_enc`.
-pub fn parts(case: &str, part: &str) -> Vec<String> {
+pub(crate) fn parts(case: &str, part: &str) -> Vec<String> {
     let files = std::fs::read_dir(folder()).unwrap();
     let names = files.filter_map(|file| file.unwrap().file_name().into_string().ok());
     let mut parts: Vec<String> = names
@@ -131,14 +148,14 @@ pub fn parts(case: &str, part: &str) -> Vec<String> {
 }
 
 /// All `weights*` files of a case, as one.
-pub fn weights(case: &str) -> Weights {
+pub(crate) fn weights(case: &str) -> Weights {
     let files: Vec<PathBuf> =
         parts(case, "weights").iter().map(|part| folder().join(format!("{case}.{part}.safetensors"))).collect();
     Weights::open_parts(&files).unwrap()
 }
 
 /// A configuration from metadata in Python's words: `True`, `[1, 2]`, `haar`. What the configuration lacks is left out.
-pub fn config<C: serde::de::DeserializeOwned>(golden: &Weights) -> C {
+pub(crate) fn config<C: serde::de::DeserializeOwned>(golden: &Weights) -> C {
     let value = |text: &str| {
         let json = text.replace("True", "true").replace("False", "false").replace("None", "null");
         serde_json::from_str(&json).unwrap_or_else(|_| serde_json::Value::from(text))
@@ -149,7 +166,7 @@ pub fn config<C: serde::de::DeserializeOwned>(golden: &Weights) -> C {
 
 /// Compares what a tap shows with the recorded `<prefix>mid.*` of the same module and call. Modules that were not
 /// recorded pass; recorded ones that no tap shows are faults.
-pub struct Mids<'a> {
+pub(crate) struct Mids<'a> {
     golden: &'a Weights,
     prefix: String,
     calls: BTreeMap<String, usize>,
@@ -157,11 +174,11 @@ pub struct Mids<'a> {
 }
 
 impl<'a> Mids<'a> {
-    pub fn new(golden: &'a Weights, prefix: &str) -> Mids<'a> {
+    pub(crate) fn new(golden: &'a Weights, prefix: &str) -> Mids<'a> {
         Mids { golden, prefix: format!("{prefix}mid."), calls: BTreeMap::new(), seen: Vec::new() }
     }
 
-    pub fn see(&mut self, name: &str, tensor: TensorData) {
+    pub(crate) fn see(&mut self, name: &str, tensor: TensorData) {
         let call = self.calls.entry(name.to_owned()).or_default();
         let names = [format!("{}{name}.call{call}", self.prefix), format!("{}{name}", self.prefix)];
         *call += 1;
@@ -171,7 +188,7 @@ impl<'a> Mids<'a> {
     }
 
     /// `tolerance` of each recorded name.
-    pub fn compare(self, report: &mut Report, tolerance: impl Fn(&str) -> f64) {
+    pub(crate) fn compare(self, report: &mut Report, tolerance: impl Fn(&str) -> f64) {
         for name in self.golden.names().filter(|name| name.starts_with(&self.prefix)) {
             match self.seen.iter().find(|(seen, _)| seen == name) {
                 Some((_, ours)) => report.data(self.golden, name, ours, tolerance(name)),
