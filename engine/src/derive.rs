@@ -28,7 +28,7 @@ pub(crate) use whole::{end_of_ingest, whole_table};
 
 use crate::fingerprint::{Fingerprint, Hash};
 use crate::pool::{Job, Reply, StageCounters};
-use crate::run::graph::GroupInput;
+use crate::run::graph::{GroupInput, Member, Subject};
 use crate::run::shared::Shared;
 
 /// Engine time: rounds, counted within ingests; see [`end_of_ingest`].
@@ -182,6 +182,7 @@ impl GroupState {
                     let item = Item {
                         id: Arc::from(stage.stage.row_id(&unit, &row.name)),
                         content: row.content,
+                        source: item.source,
                         origin: item.origin.clone(),
                         files: Arc::from(row.files.clone()),
                     };
@@ -219,10 +220,12 @@ impl GroupState {
                 (input.port, root.finish())
             })
             .collect();
-        let key = |member: &crate::run::graph::Member| {
+        let key = |member: &Member| {
             // A stage whose result depends on names answers for each copy by itself.
             let named = graph.stages[member.stage].stage.named().then(|| graph.id_after(&member.chain, &work.item.id));
-            graph.key(member, content, named.as_deref(), &roots)
+            let reads = graph.stages[member.stage].stage.reads_file() || graph.read_files(&member.chain);
+            let source = work.item.source.filter(|_| reads);
+            graph.key(member, &Subject { content, source, name: named.as_deref() }, &roots)
         };
         group.members.iter().map(key).collect()
     }

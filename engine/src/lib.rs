@@ -15,6 +15,8 @@
 //!   by the next run.
 //! * A stage's failure concerns its unit: it ends in quarantine, and never reaches a timely worker.
 
+#![forbid(unsafe_code)]
+
 pub mod spec;
 
 pub mod stage;

@@ -133,6 +133,12 @@ pub trait Stage: Serialize + DeserializeOwned + Send + Sync + 'static {
         false
     }
 
+    /// `true` where the operator reads [`Unit::file`], the file that a row goes back to: the file's content then is part of
+    /// the key. Units of other stages have no file, so they cannot depend on one; a source stage always reads its files.
+    fn reads_file(&self) -> bool {
+        false
+    }
+
     /// Where files of the output are published outside the store.
     fn placement(&self) -> Option<Placement> {
         None
@@ -181,7 +187,7 @@ pub struct Unit {
     pub id: Arc<str>,
     /// Hash of everything that determines the result.
     pub key: Hash,
-    /// The file that this unit goes back to, if it is one; its content is covered by the key.
+    /// The file that this unit goes back to, for stages with [`Stage::reads_file`]; its content is covered by the key.
     pub file: Option<Arc<Path>>,
     pub(crate) row: Option<RecordBatch>,
     pub(crate) row_port: &'static str,
@@ -215,8 +221,6 @@ pub trait Rows: Send + Sync {
     }
     fn id(&self, index: usize) -> &str;
     fn content(&self, index: usize) -> Hash;
-    /// The file that the row goes back to.
-    fn file(&self, index: usize) -> Option<&Path>;
     /// A batch of one row. `Err` for a transient row says why it cannot be computed.
     fn row(&self, index: usize) -> Result<RecordBatch, StageError>;
 }
@@ -390,6 +394,7 @@ pub trait AnyStage: Send + Sync {
     fn scan(&self, found: &mut Scan) -> Result<(), StageError>;
     fn row_id(&self, unit: &str, row: &str) -> String;
     fn named(&self) -> bool;
+    fn reads_file(&self) -> bool;
     fn placement(&self) -> Option<Placement>;
     fn open(&self, ctx: &Context) -> Result<Box<dyn Operator>, StageError>;
 }
@@ -417,6 +422,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn named(&self) -> bool {
         Stage::named(self)
+    }
+    fn reads_file(&self) -> bool {
+        Stage::reads_file(self)
     }
     fn placement(&self) -> Option<Placement> {
         Stage::placement(self)

@@ -15,7 +15,9 @@ use crate::store::{Class, Memo, MemoRow, Row};
 pub(crate) struct Item {
     pub(crate) id: Arc<str>,
     pub(crate) content: Hash,
-    /// The file that it goes back to.
+    /// The content of the file that it goes back to.
+    pub(crate) source: Option<Hash>,
+    /// The path of that file.
     pub(crate) origin: Option<Arc<str>>,
     /// Blobs to publish as files.
     pub(crate) files: Arc<[(String, Hash)]>,
@@ -26,6 +28,7 @@ pub(crate) struct Item {
 struct PlainItem {
     id: String,
     content: [u8; 32],
+    source: Option<[u8; 32]>,
     origin: Option<String>,
     files: Vec<(String, [u8; 32])>,
 }
@@ -35,6 +38,7 @@ impl From<PlainItem> for Item {
         Item {
             id: item.id.into(),
             content: Hash(item.content),
+            source: item.source.map(Hash),
             origin: item.origin.map(Arc::from),
             files: item.files.into_iter().map(|(path, hash)| (path, Hash(hash))).collect(),
         }
@@ -46,6 +50,7 @@ impl From<Item> for PlainItem {
         PlainItem {
             id: item.id.as_ref().to_owned(),
             content: item.content.0,
+            source: item.source.map(|hash| hash.0),
             origin: item.origin.as_deref().map(str::to_owned),
             files: item.files.iter().map(|(path, hash)| (path.clone(), hash.0)).collect(),
         }
@@ -57,6 +62,7 @@ impl Item {
         let item = Item {
             id: row.id.into(),
             content: row.content,
+            source: None,
             origin: row.origin.map(Arc::from),
             files: row.files.into(),
         };
@@ -252,6 +258,7 @@ mod tests {
         let item = Item {
             id: "a/b.mp4#3".into(),
             content: Hash([1; 32]),
+            source: Some(Hash([4; 32])),
             origin: Some("/data/a/b.mp4".into()),
             files: Arc::from([("x.mp4".to_owned(), Hash([2; 32]))]),
         };

@@ -16,19 +16,20 @@ pub(crate) fn end_of_ingest(time: &Time) -> Time {
 }
 
 /// The table's shards that have rows, at the end of each ingest. Rows are spread over shards by the hash of their id, so
-/// one changed row changes one shard.
+/// one changed row changes one shard. `read_files`: the rows are read through transient stages that read their files.
 pub(crate) fn whole_table<'s>(
     rows: VecCollection<'s, Time, Item>,
     shards: u32,
+    read_files: bool,
 ) -> VecCollection<'s, Time, (u32, Whole)> {
     rows.delay(end_of_ingest).map(move |item| (shard(&item.id, shards), item)).reduce_named(
         "Whole",
-        |_, rows, output| {
+        move |_, rows, output| {
             let present = rows.iter().filter(|(_, count)| *count > 0);
             // Differential presents rows sorted, and they sort by id first.
             let rows: Vec<Item> = present.map(|(item, _)| (*item).clone()).collect();
             if !rows.is_empty() {
-                output.push((Whole { root: root(&rows), rows: rows.into() }, 1isize));
+                output.push((Whole { root: root(&rows, read_files), rows: rows.into() }, 1isize));
             }
         },
     )
@@ -38,10 +39,13 @@ fn shard(id: &str, shards: u32) -> u32 {
     (first_bytes(&Hash::of_bytes(id.as_bytes())) % u64::from(shards)) as u32
 }
 
-fn root(rows: &[Item]) -> Hash {
+fn root(rows: &[Item], read_files: bool) -> Hash {
     let mut root = Fingerprint::new();
     for item in rows {
         root.text(&item.id).hash(&item.content);
+        if let Some(source) = item.source.filter(|_| read_files) {
+            root.text("file").hash(&source);
+        }
     }
     root.finish()
 }

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(1);
 const MOST: usize = 512;
 
 pub(crate) enum CommitMessage {
-    Done(Done),
+    Done(Box<Done>),
     /// Nothing comes after this.
     Close,
 }

@@ -160,10 +160,12 @@ impl Job {
         let recipient = self.recipient(shared, wanted);
         let stage = &shared.graph.stages[recipient.stage];
         let (row, permit) = value.map(|value| (value.batch, value.permit)).unzip();
+        let is_source = matches!(shared.graph.groups[self.group].input, GroupInput::Files(_));
+        let reads_file = is_source || stage.stage.reads_file();
         let unit = Unit {
             id: shared.graph.id_after(wanted.chain, &self.work.item.id),
             key: wanted.key,
-            file: self.work.item.origin.as_deref().map(|path| Arc::from(Path::new(path))),
+            file: file_of(&self.work.item).filter(|_| reads_file),
             row,
             row_port: stage.row_port,
             tables: self.tables(shared),
@@ -209,21 +211,30 @@ impl Job {
     fn tables(&self, shared: &Arc<Shared>) -> Vec<(&'static str, Arc<dyn Rows>)> {
         let inputs = &shared.graph.groups[self.group].wholes;
         let tables = inputs.iter().zip(&self.work.tables);
-        tables.map(|(input, whole)| (input.port, TableRows::new(shared, input, whole))).collect()
+        let rows = |input, whole| Arc::new(TableRows::new(shared, input, whole)) as Arc<dyn Rows>;
+        tables.map(|(input, whole)| (input.port, rows(input, whole))).collect()
     }
+}
+
+/// The file that a row goes back to.
+fn file_of(item: &Item) -> Option<Arc<Path>> {
+    item.origin.as_deref().map(|path| Arc::from(Path::new(path)))
 }
 
 /// The unit as the transient stage at `depth` of the chain sees it.
 fn transient_unit(shared: &Shared, item: &Item, chain: &[usize], depth: usize, row: RecordBatch) -> Unit {
     let mut key = Fingerprint::new();
     key.text("unit").hash(&item.content);
+    if let Some(source) = item.source.filter(|_| shared.graph.read_files(&chain[..=depth])) {
+        key.text("file").hash(&source);
+    }
     for stage in &chain[..=depth] {
         key.text("via").hash(&shared.graph.stages[*stage].fingerprint);
     }
     Unit {
         id: shared.graph.id_after(&chain[..depth], &item.id),
         key: key.finish(),
-        file: item.origin.as_deref().map(|path| Arc::from(Path::new(path))),
+        file: file_of(item).filter(|_| shared.graph.stages[chain[depth]].stage.reads_file()),
         row: Some(row),
         row_port: shared.graph.stages[chain[depth]].row_port,
         tables: Vec::new(),
@@ -315,7 +326,7 @@ impl Answer {
         });
         let Recipient { key, reply, .. } = self.recipient;
         // The committer outlives all pool threads.
-        shared.commits.send(CommitMessage::Done(Done { key, settled, finished, reply })).ok();
+        shared.commits.send(CommitMessage::Done(Box::new(Done { key, settled, finished, reply }))).ok();
     }
 }
 
@@ -358,14 +369,14 @@ struct TableRows {
 }
 
 impl TableRows {
-    fn new(shared: &Arc<Shared>, input: &WholeInput, whole: &Whole) -> Arc<dyn Rows> {
-        Arc::new(TableRows {
+    fn new(shared: &Arc<Shared>, input: &WholeInput, whole: &Whole) -> TableRows {
+        TableRows {
             shared: shared.clone(),
             base: input.base,
             chain: input.chain.clone(),
             items: whole.rows.clone(),
             ids: whole.rows.iter().map(|item| shared.graph.id_after(&input.chain, &item.id)).collect(),
-        })
+        }
     }
 }
 
@@ -380,10 +391,6 @@ impl Rows for TableRows {
 
     fn content(&self, index: usize) -> Hash {
         self.items[index].content
-    }
-
-    fn file(&self, index: usize) -> Option<&Path> {
-        self.items[index].origin.as_deref().map(Path::new)
     }
 
     fn row(&self, index: usize) -> Result<RecordBatch, StageError> {

@@ -81,6 +81,7 @@ struct Inputs {
     /// By stage index, for sources.
     files: Vec<(usize, InputSession<Time, Item, isize>)>,
     faults: InputSession<Time, (u32, Fault), isize>,
+    published: InputSession<Time, StageRow, isize>,
 }
 
 /// What a worker watches.
@@ -100,7 +101,11 @@ fn drive(
     found: &Arc<Mutex<(Found, bool)>>,
 ) -> bool {
     let dataflow = worker.next_dataflow_index();
-    let (inputs, probes) = worker.dataflow(|scope| build(scope, shared, published, found));
+    // What is sent while the dataflow is built reaches nobody, and is waited for all the same; so inputs speak later.
+    let (mut inputs, probes) = worker.dataflow(|scope| build(scope, shared, found));
+    // Compared at the end of the ingest, when all wanted rows are known.
+    let end = end_of_ingest(&0);
+    published.into_iter().for_each(|row| inputs.published.update_at(Item::of_row(row), end, 1));
     if worker.index() > 0 {
         drop(inputs);
         return step(worker, shared, &probes, || {});
@@ -195,19 +200,16 @@ impl Inputs {
         }
         self.faults.advance_to(time);
         self.faults.flush();
+        self.published.advance_to(time);
+        self.published.flush();
     }
 }
 
 /// A collection of rows, by stage.
 type Tables<'s> = Vec<Option<VecCollection<'s, Time, Item>>>;
 
-fn build(
-    scope: Scope<'_, Time>,
-    shared: &Arc<Shared>,
-    published: Vec<Row>,
-    found: &Arc<Mutex<(Found, bool)>>,
-) -> (Inputs, Probes) {
-    let mut inputs = Inputs { files: Vec::new(), faults: InputSession::new() };
+fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<(Found, bool)>>) -> (Inputs, Probes) {
+    let mut inputs = Inputs { files: Vec::new(), faults: InputSession::new(), published: InputSession::new() };
     let probes = Probes { settled: ProbeHandle::new(), heard: ProbeHandle::new() };
     let mut tables: Tables<'_> = shared.graph.stages.iter().map(|_| None).collect();
     let mut wanted: Vec<VecCollection<'_, Time, StageRow>> = Vec::new();
@@ -220,7 +222,7 @@ fn build(
                 inputs.files.push((stage, session));
                 files.map(Work::of_item)
             }
-            GroupInput::Rows(base) => row_units(group, table(&tables, base), &tables),
+            GroupInput::Rows(base) => row_units(shared, group, table(&tables, base), &tables),
             GroupInput::Shards(count) => shard_units(shared, group, count, &tables),
         };
         let yields = derive(units, shared, index);
@@ -230,7 +232,8 @@ fn build(
                 Yield::Row { stage, item } if stage == own => Some(item),
                 _ => None,
             });
-            wanted.push(rows.clone().map(move |item| (id.clone(), item)));
+            // The published side does not know sources: a row is what it holds.
+            wanted.push(rows.clone().map(move |item| (id.clone(), Item { source: None, ..item })));
             tables[member.stage] = Some(rows);
         }
         faults.push(yields.flat_map(|what| match what {
@@ -239,15 +242,7 @@ fn build(
         }));
     }
 
-    let mut before = InputSession::new();
-    let published_rows = before.to_collection(scope);
-    // Compared at the end of the ingest, when all wanted rows are known.
-    let end = end_of_ingest(&0);
-    for row in published {
-        before.update_at(Item::of_row(row), end, 1);
-    }
-    before.close();
-
+    let published_rows = inputs.published.to_collection(scope);
     let wanted = differential_dataflow::collection::concatenate(scope, wanted);
     let faults = differential_dataflow::collection::concatenate(scope, faults);
     // Nothing is counted here, only waited for.
@@ -279,6 +274,7 @@ fn table<'s>(tables: &Tables<'s>, stage: usize) -> VecCollection<'s, Time, Item>
 
 /// A unit per row; with whole tables, once these are complete.
 fn row_units<'s>(
+    shared: &Shared,
     group: &Group,
     rows: VecCollection<'s, Time, Item>,
     tables: &Tables<'s>,
@@ -288,7 +284,8 @@ fn row_units<'s>(
     }
     let mut units = rows.delay(end_of_ingest).map(|item| ((), Work::of_item(item)));
     for input in &group.wholes {
-        let whole = whole_table(table(tables, input.base), 1).map(|(_, whole)| ((), whole));
+        let whole = whole_table(table(tables, input.base), 1, shared.graph.read_files(&input.chain))
+            .map(|(_, whole)| ((), whole));
         units = units.join_map(whole, |(), work, whole| ((), with_table(work, whole)));
     }
     units.map(|((), work)| work)
@@ -297,11 +294,15 @@ fn row_units<'s>(
 /// A unit per shard in which all whole tables have rows.
 fn shard_units<'s>(shared: &Shared, group: &Group, count: u32, tables: &Tables<'s>) -> VecCollection<'s, Time, Work> {
     let id = shared.graph.stages[group.members[0].stage].id.clone();
-    let mut shards = group.wholes.iter().map(|input| whole_table(table(tables, input.base), count));
+    let mut shards = group
+        .wholes
+        .iter()
+        .map(|input| whole_table(table(tables, input.base), count, shared.graph.read_files(&input.chain)));
     let first = shards.next().expect("a group of shards has whole tables");
     let named = move |(shard, whole): (u32, Whole)| {
         let id = if count == 1 { id.clone() } else { format!("shard-{shard:02}") };
-        let item = Item { id: id.into(), content: Default::default(), origin: None, files: Arc::from([]) };
+        let item =
+            Item { id: id.into(), content: Default::default(), source: None, origin: None, files: Arc::from([]) };
         (shard, Work { item, tables: vec![whole] })
     };
     let units = first.map(named);

@@ -53,7 +53,10 @@ pub(crate) fn feed(shared: &Shared, limit: Option<usize>, rounds: &Sender<Round>
                 Ok(content) => {
                     let mut scanned = shared.scanned.lock().unwrap_or_else(PoisonError::into_inner);
                     scanned.insert(path.clone(), content);
-                    round.files.push((stage, Item { id, content, origin: Some(path), files: Arc::from([]) }));
+                    round.files.push((
+                        stage,
+                        Item { id, content, source: Some(content), origin: Some(path), files: Arc::from([]) },
+                    ));
                 }
                 Err(error) => {
                     let fault =

@@ -70,6 +70,16 @@ pub(crate) struct WholeInput {
     pub(crate) chain: Vec<usize>,
 }
 
+/// What a unit is about, as far as its key must say it.
+pub(crate) struct Subject<'a> {
+    /// Its own row or file.
+    pub(crate) content: Option<&'a Hash>,
+    /// The content of the file that its row goes back to, where a stage reads that.
+    pub(crate) source: Option<Hash>,
+    /// Its id, where the stage asks for it.
+    pub(crate) name: Option<&'a str>,
+}
+
 impl Graph {
     pub(crate) fn new(plan: &Plan, fingerprints: &[Hash], progress: &Progress) -> Graph {
         let counters = progress.begin(plan.stages.iter().map(|stage| stage.id.as_str()));
@@ -110,30 +120,31 @@ impl Graph {
         Graph { stages, groups }
     }
 
-    /// The key of one unit of a member: everything that determines its rows. `content` is the unit's own row or file,
-    /// `name` its id where the stage asks for it, `roots` the whole tables by port.
-    pub(crate) fn key(
-        &self,
-        member: &Member,
-        content: Option<&Hash>,
-        name: Option<&str>,
-        roots: &[(&str, Hash)],
-    ) -> Hash {
+    /// The key of one unit of a member: everything that determines its rows. `roots` are the whole tables by port.
+    pub(crate) fn key(&self, member: &Member, subject: &Subject<'_>, roots: &[(&str, Hash)]) -> Hash {
         let mut key = Fingerprint::new();
         key.text("unit").hash(&self.stages[member.stage].fingerprint);
         for stage in &member.chain {
             key.text("via").hash(&self.stages[*stage].fingerprint);
         }
-        if let Some(content) = content {
+        if let Some(content) = subject.content {
             key.text("row").hash(content);
         }
-        if let Some(name) = name {
+        if let Some(source) = &subject.source {
+            key.text("file").hash(source);
+        }
+        if let Some(name) = subject.name {
             key.text("name").text(name);
         }
         for (port, root) in roots {
             key.text(port).hash(root);
         }
         key.finish()
+    }
+
+    /// Does one of these stages read the files that rows go back to?
+    pub(crate) fn read_files(&self, chain: &[usize]) -> bool {
+        chain.iter().any(|stage| self.stages[*stage].stage.reads_file())
     }
 
     /// The id that a row has after these transient stages. They yield one row without a name of its own.

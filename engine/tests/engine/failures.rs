@@ -93,13 +93,23 @@ fn a_row_that_cannot_be_read_is_the_failure_of_who_reads_the_table() {
 fn a_panic_on_a_worker_ends_the_run() {
     for workers in [1, 4] {
         let mut project = Project::new(&[("a", "1\n2"), ("b", "3")]);
-        project.toml = project.toml.replace("kind = \"split\"", "kind = \"split\"\nworker_panic = true");
+        project.toml = project.toml.replace("kind = \"split\"", "kind = \"split\"\nids = \"panic\"");
         let (plan, store) = (project.plan(&[]), project.store());
         let options = Options { workers, ..Options::of(&plan.runtime) };
-        let error = within(60, move || run(&plan, &store, &options)).unwrap_err();
+        let error = within(30, move || run(&plan, &store, &options), String::new).unwrap_err();
         assert!(error.to_string().contains("no id for 0"), "{error}");
         assert_eq!(project.published(), []);
     }
+}
+
+#[test]
+fn two_rows_with_one_id_end_the_run() {
+    let mut project = Project::new(&[("a", "1\n2"), ("b", "3")]);
+    project.toml = project.toml.replace("kind = \"split\"", "kind = \"split\"\nids = \"same\"");
+    let (plan, store) = (project.plan(&[]), project.store());
+    let error = within(30, move || run(&plan, &store, &Options::of(&plan.runtime)), String::new).unwrap_err();
+    assert!(error.to_string().contains("yields two rows named `a`; ids must differ"), "{error}");
+    assert_eq!(project.published(), []);
 }
 
 #[test]
@@ -107,7 +117,7 @@ fn an_operator_that_cannot_be_opened_ends_the_run() {
     let mut project = Project::new(&[("a", "1\n2"), ("b", "3")]);
     project.toml = project.toml.replace("kind = \"upper\"", "kind = \"upper\"\nsuffix = \"closed\"");
     let (plan, store) = (project.plan(&[]), project.store());
-    let error = within(60, move || run(&plan, &store, &Options::of(&plan.runtime))).unwrap_err();
+    let error = within(30, move || run(&plan, &store, &Options::of(&plan.runtime)), String::new).unwrap_err();
     assert_eq!(error.to_string(), "stage `upper` cannot start: closed today");
 }
 
@@ -136,7 +146,7 @@ fn a_run_that_cannot_go_on_says_why_and_publishes_nothing() {
     std::fs::rename(project.path("in"), project.path("elsewhere")).unwrap();
     let store = project.store();
     let other = store.clone();
-    let error = within(60, move || run(&plan, &other, &Options::of(&plan.runtime))).unwrap_err();
+    let error = within(30, move || run(&plan, &other, &Options::of(&plan.runtime)), String::new).unwrap_err();
     assert!(error.to_string().starts_with("stage `texts` cannot list its files: "), "{error}");
     assert_eq!(store.last_run("toy").unwrap().unwrap().outcome.as_deref(), Some("failed"));
     drop(store);

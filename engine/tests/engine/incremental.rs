@@ -48,8 +48,9 @@ fn a_first_run_executes_each_unit_once_and_a_second_one_nothing() {
 /// Edits after a first run over [`FILES`], with what they execute; `upper` and `book` are left out where they vary.
 #[test]
 fn an_edit_executes_what_it_affects_and_the_result_is_a_rebuild() {
-    type Edit = fn(&Project);
-    let edits: &[(&str, Edit, &[&str], &[(&str, u64)])] = &[
+    /// What it is called, what it does to files, what it sets, what it executes.
+    type Edit<'a> = (&'a str, fn(&Project), &'a [&'a str], &'a [(&'a str, u64)]);
+    let edits: &[Edit<'_>] = &[
         ("touch", |p| p.write("a", "one\ntwo\nthree"), &[], &[]),
         ("comment", |_| {}, &["runtime.workers=2"], &[]),
         (

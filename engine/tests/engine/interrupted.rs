@@ -54,7 +54,7 @@ fn a_cancelled_run_keeps_what_is_finished() {
         let plan = project.plan(&[]);
         let options = Options { threads: 2, workers, ..Options::of(&plan.runtime) };
         let (cancel, store) = (options.cancel.clone(), project.store());
-        let running = std::thread::spawn(move || within(60, move || run(&plan, &store, &options)));
+        let running = std::thread::spawn(move || within(30, move || run(&plan, &store, &options), String::new));
         wait_for(|| worked(&project) >= 10);
         cancel.cancel();
         let report = running.join().unwrap().unwrap();
@@ -79,7 +79,7 @@ fn long_work_is_interrupted_and_starts_again_next_time() {
     let plan = project.plan(&[]);
     let options = Options::of(&plan.runtime);
     let (cancel, progress, store) = (options.cancel.clone(), options.progress.clone(), project.store());
-    let running = std::thread::spawn(move || within(60, move || run(&plan, &store, &options)));
+    let running = std::thread::spawn(move || within(30, move || run(&plan, &store, &options), String::new));
     let steps = || progress.snapshot().into_iter().find_map(|stage| stage.steps);
     wait_for(|| steps().is_some_and(|steps| steps.done == UNITS));
     cancel.cancel();

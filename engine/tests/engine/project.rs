@@ -120,7 +120,9 @@ impl Project {
         options.threads = 2;
         change(&mut options);
         let store = self.store();
-        within(60, move || run(&plan, &store, &options)).unwrap_or_else(|e| panic!("{e}"))
+        let progress = options.progress.clone();
+        let report = within(30, move || run(&plan, &store, &options), || format!("{:#?}", progress.snapshot()));
+        report.unwrap_or_else(|e| panic!("{e}"))
     }
 
     pub(crate) fn published(&self) -> Vec<Row> {
@@ -171,12 +173,16 @@ pub(crate) fn executed(report: &Report) -> Vec<(&str, u64)> {
 }
 
 /// Fails, instead of hanging, if the work has not ended after so many seconds.
-pub(crate) fn within<R: Send + 'static>(seconds: u64, work: impl FnOnce() -> R + Send + 'static) -> R {
+pub(crate) fn within<R: Send + 'static>(
+    seconds: u64,
+    work: impl FnOnce() -> R + Send + 'static,
+    state: impl Fn() -> String,
+) -> R {
     let (send, receive) = mpsc::channel();
     let thread = std::thread::spawn(move || send.send(work()));
     match receive.recv_timeout(Duration::from_secs(seconds)) {
         Ok(result) => result,
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("still running after {seconds} s"),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("still running after {seconds} s: {}", state()),
         Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
             Err(panic) => std::panic::resume_unwind(panic),
             Ok(_) => unreachable!("a thread that ends has sent its result"),

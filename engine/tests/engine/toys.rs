@@ -140,18 +140,31 @@ fn list(root: &Path, dir: &Path, found: &mut Scan) -> Result<(), StageError> {
     Ok(())
 }
 
+/// What a stage may do wrong about ids.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Ids {
+    #[default]
+    Good,
+    Panic,
+    Same,
+}
+
 /// A row per line.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Split {
     #[serde(default)]
-    worker_panic: bool,
+    ids: Ids,
 }
 
 toy! { Split = "split": &[Port::row("texts", &TEXTS)] => &LINES;
     fn row_id(&self, unit: &str, row: &str) -> String {
-        assert!(!self.worker_panic, "no id for {row}");
-        format!("{unit}#{row}")
+        match self.ids {
+            Ids::Good => format!("{unit}#{row}"),
+            Ids::Panic => panic!("no id for {row}"),
+            Ids::Same => unit.to_owned(),
+        }
     }
     fn open(&self, _: &Context) -> Result<Box<dyn Operator>, StageError> {
         each(|unit, out| {
@@ -261,11 +274,11 @@ toy! { Sum = "sum": &[Port::whole("counts", &COUNTS), Port::whole("more", &COUNT
                     context.progress.steps(index as u64 + 1, rows.len() as u64, port);
                 }
             }
-            while endless {
-                if context.cancel.is_cancelled() {
-                    return Err(Box::new(Interrupted));
+            if endless {
+                while !context.cancel.is_cancelled() {
+                    std::thread::sleep(Duration::from_millis(1));
                 }
-                std::thread::sleep(Duration::from_millis(1));
+                return Err(Box::new(Interrupted));
             }
             out.push(unit, "", count_row(sum));
             Ok(())

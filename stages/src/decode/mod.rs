@@ -55,6 +55,10 @@ impl Stage for Decode {
         }
     }
 
+    fn reads_file(&self) -> bool {
+        true
+    }
+
     fn open(&self, _ctx: &Context) -> Result<Box<dyn Operator>, StageError> {
         let [height, width] = self.size.map(|side| side as usize);
         let filter = if self.resize == ResizeRule::Antialias { Filter::Antialias } else { Filter::Bilinear };

@@ -100,6 +100,10 @@ impl Stage for Rollout {
         Some(Placement { path: self.path.0.clone(), versioned: false })
     }
 
+    fn reads_file(&self) -> bool {
+        true
+    }
+
     fn open(&self, ctx: &Context) -> Result<Box<dyn Operator>, StageError> {
         let dldm = self.weights.dldm.as_ref();
         let ar = self.weights.ar.as_ref();

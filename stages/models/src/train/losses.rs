@@ -8,6 +8,8 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
+
 /// A weight that jumps at given iterations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,8 +20,21 @@ pub struct Piecewise {
 }
 
 impl Piecewise {
+    /// # Errors
+    /// Boundaries that do not rise, or not one value more than boundaries.
+    pub fn check(&self) -> Result<()> {
+        let Piecewise { boundaries, values } = self;
+        if values.len() == boundaries.len() + 1 && boundaries.is_sorted() {
+            return Ok(());
+        }
+        let want = "boundaries must rise, and values be one more than these";
+        Err(Error::Config(format!("loss weight: {want}; found {boundaries:?} and {values:?}")))
+    }
+
+    /// The weight at an iteration.
+    ///
     /// # Panics
-    /// There are no values.
+    /// There are no values, which [`Piecewise::check`] would have told.
     pub fn at(&self, iteration: u64) -> f64 {
         let passed = self.boundaries.iter().take_while(|&&boundary| iteration >= boundary).count();
         self.values[passed.min(self.values.len() - 1)]
@@ -140,7 +155,10 @@ mod tests {
         for (iteration, wanted) in [(0, 1.0), (9, 1.0), (10, 0.5), (19, 0.5), (20, 0.25), (99, 0.25)] {
             assert_eq!(weight.at(iteration), wanted, "at {iteration}");
         }
-        assert_eq!(Piecewise { boundaries: vec![5], values: vec![2.0] }.at(7), 2.0);
+        assert!(weight.check().is_ok());
+        for (boundaries, values) in [(vec![20, 10], vec![1.0; 3]), (vec![], vec![]), (vec![5], vec![1.0])] {
+            assert!(Piecewise { boundaries, values }.check().is_err());
+        }
     }
 
     #[test]
