@@ -46,7 +46,7 @@ fn wrong_words_on_the_command_line() {
     let cases: &[(&[&str], &str)] = &[
         (&["run"], "<FILE>"),
         (&["run", "none.toml"], "none.toml"),
-        (&["run", PIPELINE, "--set", "params.stepz=3"], "did you mean `params.steps`"),
+        (&["run", PIPELINE, "--set", "params.stepz=3"], "did you mean `steps`"),
         (&["run", PIPELINE, "--set", "runtime.memory=lots"], "lots"),
         (&["run", PIPELINE, "--only", "code"], "did you mean `codes`"),
         (&["run", PIPELINE, "--limit", "0"], "wants a whole number from 1 on"),
@@ -67,7 +67,7 @@ fn missing_weights_are_all_named_before_anything_runs() {
     let shipped = |name: &str| format!("weights = \"{}\"", super::project::weights(name).display());
     project.edit(&shipped("vae-tiny"), "weights = \"weights/vae.pth\"");
     project.edit(&shipped("dldm-tiny"), "weights = \"weights/dldm.pt\"");
-    insta::assert_snapshot!(told(&project, &["run", PIPELINE, "--only", "codes"]));
+    insta::assert_snapshot!(told(&project, &["run", PIPELINE]));
     assert!(!project.path(".vw2").exists(), "a run that cannot start makes no store");
     // A plan needs no weights, and says which are not there.
     let plan = project.vw2(&["plan", PIPELINE]);
@@ -98,12 +98,15 @@ fn stdout_holds_one_json_object_and_nothing_else() {
     assert!(told.stdout.contains("clips") && told.stdout.contains("executed"), "{told:#?}");
 }
 
+/// Why few `clips` units run on many samples.
+const SAME: &str = "all samples have equal length and rate, and so equal lists of clips, which are computed once";
+
 #[test]
 fn the_limit_takes_the_first_files_only() {
     let project = Project::with_clips(4);
     let report = project.run(&["--only", "clips", "--limit", "2"]);
-    assert_eq!(report.executed(), "videos=2 clips=2");
-    assert_eq!(project.run(&["--only", "clips"]).executed(), "videos=2 clips=2");
+    assert_eq!(report.executed(), "videos=2 clips=1", "{SAME}");
+    assert_eq!(project.run(&["--only", "clips"]).executed(), "videos=2", "{SAME}");
 }
 
 #[test]

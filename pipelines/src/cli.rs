@@ -146,7 +146,7 @@ mod tests {
     fn every_command_in_the_readme_parses() {
         let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
         let commands: Vec<Vec<&str>> = code_lines(&readme).filter_map(arguments).collect();
-        assert!(commands.len() >= 2, "the README shows how to run and to plan; found {commands:?}");
+        assert!(!commands.is_empty(), "the README shows how to run a pipeline");
         for words in commands {
             let parsed = Cli::try_parse_from(std::iter::once("vw2-pipe").chain(words.iter().copied()));
             if let Err(error) = parsed {

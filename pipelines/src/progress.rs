@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
-use vw2_engine::pool::{Cancel, Progress, StageProgress};
+use vw2_engine::pool::{Progress, StageProgress};
 
 use crate::text;
 
@@ -18,7 +18,27 @@ const LOOK: Duration = Duration::from_millis(100);
 /// From one JSON line to the next, and before the first.
 const LINE: Duration = Duration::from_secs(1);
 
-const DRAINING: &str = "draining; Ctrl-C again exits at once; run the same command to resume";
+/// Stderr while a run works: lines that are said do not tear the bars apart. Clones share.
+#[derive(Clone)]
+pub(crate) struct Screen {
+    /// Where bars are drawn; `None` where stderr is no terminal.
+    bars: Option<MultiProgress>,
+}
+
+impl Screen {
+    pub(crate) fn new() -> Screen {
+        let terminal = std::io::stderr().is_terminal();
+        Screen { bars: terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr())) }
+    }
+
+    pub(crate) fn say(&self, message: &str) {
+        match &self.bars {
+            // Fails only where the terminal is gone, and then nobody reads it.
+            Some(bars) => _ = bars.println(message),
+            None => text::say(message),
+        }
+    }
+}
 
 /// A thread that tells the progress until it is dropped.
 pub(crate) struct Watch {
@@ -26,20 +46,15 @@ pub(crate) struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts to tell `progress`; also says so when `cancel` is set.
-pub(crate) fn watch(progress: Progress, cancel: Cancel) -> Watch {
+/// Starts to tell `progress`.
+pub(crate) fn watch(progress: Progress, screen: &Screen) -> Watch {
     let (stop, stopped) = mpsc::channel();
+    let mut teller: Box<dyn Teller + Send> = match screen.bars.clone() {
+        Some(all) => Box::new(Bars { began: Instant::now(), all, shown: BTreeMap::new() }),
+        None => Box::new(Lines { began: Instant::now(), told: Instant::now() }),
+    };
     let thread = std::thread::spawn(move || {
-        let mut teller: Box<dyn Teller> = match std::io::stderr().is_terminal() {
-            true => Box::new(Bars::new()),
-            false => Box::new(Lines { began: Instant::now(), told: Instant::now() }),
-        };
-        let mut draining = false;
         while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-            if cancel.is_cancelled() && !draining {
-                draining = true;
-                teller.say(DRAINING);
-            }
             teller.tell(&progress.snapshot());
         }
         teller.end();
@@ -59,7 +74,6 @@ impl Drop for Watch {
 
 trait Teller {
     fn tell(&mut self, stages: &[StageProgress]);
-    fn say(&mut self, message: &str);
     fn end(&mut self);
 }
 
@@ -75,10 +89,6 @@ impl Teller for Lines {
             self.told = Instant::now();
             text::say(line(self.began.elapsed(), stages));
         }
-    }
-
-    fn say(&mut self, message: &str) {
-        text::say(message);
     }
 
     fn end(&mut self) {}
@@ -110,11 +120,6 @@ struct Bars {
 }
 
 impl Bars {
-    fn new() -> Bars {
-        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-        Bars { began: Instant::now(), all, shown: BTreeMap::new() }
-    }
-
     fn bar(&mut self, place: usize, stage: &StageProgress) -> &ProgressBar {
         let above = self.shown.range(..place).count();
         self.shown.entry(place).or_insert_with(|| {
@@ -145,11 +150,6 @@ impl Teller for Bars {
             bar.set_position(done);
             bar.set_message(message);
         }
-    }
-
-    fn say(&mut self, message: &str) {
-        // Fails only where the terminal is gone, and then nobody reads it.
-        let _ = self.all.println(message);
     }
 
     fn end(&mut self) {

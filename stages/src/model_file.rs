@@ -58,7 +58,9 @@ impl<M> ModelFile<M> {
         }
         match &self.loaded {
             Some((_, model)) => Ok((model, &self.device)),
-            None => Err(format!("no weights: set `weights`, or connect a training stage to port `{}`", self.port).into()),
+            None => {
+                Err(format!("no weights: set `weights`, or connect a training stage to port `{}`", self.port).into())
+            }
         }
     }
 

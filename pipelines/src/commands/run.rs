@@ -13,6 +13,7 @@ use vw2_engine::store::Store;
 use vw2_kernels::device;
 
 use crate::cli::{self, RunArgs};
+use crate::progress::Screen;
 use crate::{loading, progress, text};
 
 pub(crate) fn run(args: &RunArgs) -> miette::Result<ExitCode> {
@@ -29,8 +30,9 @@ pub(crate) fn run(args: &RunArgs) -> miette::Result<ExitCode> {
         progress: Progress::new(),
     };
     let store = Store::open(&plan.runtime.store)?;
-    drain_on_ctrl_c(options.cancel.clone())?;
-    let watch = progress::watch(options.progress.clone(), options.cancel.clone());
+    let screen = Screen::new();
+    drain_on_ctrl_c(options.cancel.clone(), screen.clone())?;
+    let watch = progress::watch(options.progress.clone(), &screen);
     let report = run::run(&plan, &store, &options);
     drop(watch);
     let report = report?;
@@ -71,10 +73,13 @@ fn numeric_class(plan: &Plan) -> miette::Result<String> {
 }
 
 /// The first Ctrl-C lets running units end; the second exits at once, which the store survives.
-fn drain_on_ctrl_c(cancel: Cancel) -> miette::Result<()> {
+fn drain_on_ctrl_c(cancel: Cancel, screen: Screen) -> miette::Result<()> {
     let pressed = AtomicBool::new(false);
     let handler = move || match pressed.swap(true, Ordering::Relaxed) {
-        false => cancel.cancel(),
+        false => {
+            cancel.cancel();
+            screen.say("draining; Ctrl-C again exits at once; run the same command to resume");
+        }
         true => std::process::exit(i32::from(cli::INTERRUPTED)),
     };
     ctrlc::set_handler(handler).into_diagnostic().wrap_err("cannot listen for Ctrl-C")

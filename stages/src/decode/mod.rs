@@ -120,8 +120,7 @@ impl Decoder {
         let (_, reader) = &mut self.open[0];
         reader.read(frames, &mut |number, picture| {
             let spec = pack(picture, scratch);
-            let levels = picture_to_levels(scratch, &spec, &resize)
-                .map_err(|error| MediaError::Sink(error.into()))?;
+            let levels = picture_to_levels(scratch, &spec, &resize).map_err(|error| MediaError::Sink(error.into()))?;
             for (place, _) in frames.iter().enumerate().filter(|(_, wanted)| **wanted == number) {
                 pixels[place * frame_bytes..][..frame_bytes].copy_from_slice(&levels);
             }

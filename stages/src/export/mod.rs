@@ -99,7 +99,10 @@ impl Operator for Exporter {
 
 /// What a file says of itself beside its columns.
 fn provenance() -> BTreeMap<String, String> {
-    BTreeMap::from([("vw2.table".to_owned(), "codes".to_owned()), ("vw2.format".to_owned(), Export::VERSION.to_string())])
+    BTreeMap::from([
+        ("vw2.table".to_owned(), "codes".to_owned()),
+        ("vw2.format".to_owned(), Export::VERSION.to_string()),
+    ])
 }
 
 fn exported_clips(table: &dyn Rows) -> Result<Vec<CodeRow>, StageError> {

@@ -75,12 +75,16 @@ impl Extractor {
             Ok(encoded) => encoded,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let codes = encoded.indices.clone().into_data().convert::<i64>().try_into_vec::<i64>().expect("converted to i64 above");
+        let codes =
+            encoded.indices.clone().into_data().convert::<i64>().try_into_vec::<i64>().expect("converted to i64 above");
         let origin = frames.origin(0);
         let feature = (origin.index == 0).then(|| {
             let first = encoded.first();
             let [_, c, h, w] = first.dims();
-            Feature { shape: [c, h, w], values: model_file::values(first).into_iter().map(half::f16::from_f32).collect() }
+            Feature {
+                shape: [c, h, w],
+                values: model_file::values(first).into_iter().map(half::f16::from_f32).collect(),
+            }
         });
         let config = dldm.config();
         let (levels, queries) = (config.levels.clone(), config.queries);

@@ -110,7 +110,8 @@ impl Stage for Rollout {
         Ok(Box::new(Imaginer {
             dldm: ModelFile::new(ctx, dldm, "dldm", |weights, device| Ok(Dldm::load(weights, device)?))?,
             ar: ModelFile::new(ctx, ar, "ar", |weights, device| {
-                let tasks = weights.metadata().get("tasks").map_or(Ok(Vec::new()), |text| serde_json::from_str(text))?;
+                let tasks =
+                    weights.metadata().get("tasks").map_or(Ok(Vec::new()), |text| serde_json::from_str(text))?;
                 Ok(Autoregressor { model: CodeModel::load(weights, device)?, tasks })
             })?,
             size: self.size.map(|side| side as usize),

@@ -327,7 +327,6 @@ fn frequency_loss(scenes: &Scenes) -> f64 {
     }
     let total: f64 = counts.iter().sum();
     let codes = scenes.held.iter().flat_map(|scene| &scene.codes);
-    let (sum, count) =
-        codes.fold((0.0, 0.0), |(sum, n), code| (sum - (counts[*code as usize] / total).ln(), n + 1.0));
+    let (sum, count) = codes.fold((0.0, 0.0), |(sum, n), code| (sum - (counts[*code as usize] / total).ln(), n + 1.0));
     sum / count
 }

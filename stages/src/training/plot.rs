@@ -63,7 +63,11 @@ pub(crate) fn plot_svg(title: &str, unit: &str, curves: &[Curve]) -> String {
             path.join(" ")
         ));
         let at = above + 14.0 + 18.0 * index as f64;
-        line(format_args!("<text x=\"{:.1}\" y=\"{at:.1}\" fill=\"{colour}\">{}</text>", WIDTH - right + 8.0, curve.name));
+        line(format_args!(
+            "<text x=\"{:.1}\" y=\"{at:.1}\" fill=\"{colour}\">{}</text>",
+            WIDTH - right + 8.0,
+            curve.name
+        ));
     }
     line(format_args!("</svg>"));
     svg

@@ -160,10 +160,7 @@ impl<M: Reconstruct> Reconstructor<M> {
             ctx.progress.steps(u64::from(step) + 1, u64::from(params.steps), &text);
         }
         let size = clips.size;
-        let mut seen = train
-            .iter()
-            .take(FINISH_CLIPS)
-            .map(|&index| Ok(normalise(&clips.clip(index)?, size, &device)?));
+        let mut seen = train.iter().take(FINISH_CLIPS).map(|&index| Ok(normalise(&clips.clip(index)?, size, &device)?));
         let model = model.valid().finish(&mut seen)?;
         let check = evaluate(&model, &mut clips, &held, &device)?;
         self.finish(unit, out, &model, &losses, check)
@@ -182,7 +179,8 @@ impl<M: Reconstruct> Reconstructor<M> {
         let metadata = BTreeMap::from([("config".to_owned(), model.config().to_string())]);
         let weights = blobs.put(&weights::to_safetensors(&weights::collect(model), &metadata, SaveType::F16)?)?;
         let curve = Curve { name: "training L1".into(), points: losses.to_vec() };
-        let level = |name: &str, value| Curve { name: name.into(), points: vec![(0, value), (self.params.steps, value)] };
+        let level =
+            |name: &str, value| Curve { name: name.into(), points: vec![(0, value), (self.params.steps, value)] };
         let curves = [curve, level("held out", check.l1), level("first frame repeated", check.repeat_l1)];
         let picture = plot_svg(&format!("{}: reconstruction", M::NAME), "mean |x - x̂| in [-1, 1]", &curves);
         let metrics = json!({
