@@ -56,7 +56,9 @@ pub(crate) fn python(modules: &[&str], program: &str, argument: &Path) -> Option
     let import = format!("import {}", modules.join(","));
     let found = Command::new(&python).args(["-c", &import]).output().is_ok_and(|output| output.status.success());
     if !found {
-        return missing("python", &format!("Python with {}", modules.join(" and ")));
+        // PyTorch is too large to ask of every machine that has Python, so it goes by a name of its own.
+        let name = if modules.contains(&"torch") { "torch" } else { "python" };
+        return missing(name, &format!("Python with {}", modules.join(" and ")));
     }
     let output = run(Command::new(&python).args(["-c", program]).arg(argument))?;
     Some(String::from_utf8(output).unwrap().trim().to_owned())

@@ -131,7 +131,7 @@ fn rounded(seconds: f64) -> f64 {
     (seconds * 1e4).round() / 1e4
 }
 
-/// Reasons shown in the table; the rest is counted, and `vw2-pipe quarantine` shows all.
+/// Reasons shown in the table; the rest is counted, and `vw2-pipe status` shows all.
 const REASONS: usize = 10;
 
 impl fmt::Display for Report {

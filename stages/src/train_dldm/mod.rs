@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{Context, Needs, Operator, Placement, Port, Stage, StageError, Table};
 use vw2_models::dldm::{Dldm, DldmConfig};
 
+use vw2_models::weights::Weights;
+
 use crate::tables;
 use crate::training::{Reconstruct, Reconstruction, Reconstructor};
 
@@ -23,7 +25,8 @@ impl Stage for TrainDldm {
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "all frames to a dLDM, trained by reconstruction (warm-up)";
     const EXAMPLE: &'static str = include_str!("example.toml");
-    const INPUTS: &'static [Port] = &[Port::whole("frames", &tables::FRAMES)];
+    const INPUTS: &'static [Port] =
+        &[Port::whole("frames", &tables::FRAMES), Port::whole("init", &tables::CHECKPOINTS).optional()];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
 
     fn check(&self) -> Result<(), String> {
@@ -49,6 +52,10 @@ impl Reconstruct for Dldm {
 
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError> {
         Ok(Dldm::new(&DldmConfig::preset(preset)?, device, seed)?)
+    }
+
+    fn load(weights: &Weights, device: &Device) -> Result<Self, StageError> {
+        Ok(Dldm::load(weights, device)?)
     }
 
     fn reconstruct(&self, x: Tensor<5>) -> Result<(Tensor<5>, Option<Tensor<1>>), StageError> {

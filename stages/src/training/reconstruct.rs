@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vw2_data::media::{Sheet, contact_sheet};
 use vw2_data::{Checkpoint, Checkpoints};
-use vw2_engine::stage::{Context, Interrupted, Location, Operator, Output, StageError, Unit};
+use vw2_engine::stage::{Context, InputFile, Interrupted, Location, Operator, Output, StageError, Unit};
 use vw2_kernels::{denormalise, device, normalise};
 use vw2_models::train::order::{Order, mix};
-use vw2_models::weights::{self, Named, SaveType};
+use vw2_models::weights::{self, Named, SaveType, Weights};
 
 use super::clips::{ClipReader, held_out};
 use super::{Curve, Optimizer, OptimizerParams, plot_svg, recent_mean};
@@ -25,6 +25,9 @@ pub struct Reconstruction {
     /// Which model configuration: `tiny`, `released`.
     #[serde(default = "tiny")]
     pub preset: String,
+    /// Weights to start from, in their own configuration; or connect port `init` to another training stage.
+    #[serde(default)]
+    pub init: Option<InputFile>,
     /// Optimizer updates.
     pub steps: u32,
     /// Clips per step.
@@ -74,6 +77,8 @@ pub(crate) trait Reconstruct: Named + Clone {
     const NAME: &'static str;
 
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError>;
+
+    fn load(weights: &Weights, device: &Device) -> Result<Self, StageError>;
 
     /// x f32 [B, 3, T, H, W] in [-1, 1] to the same, and whatever is added to the loss.
     fn reconstruct(&self, x: Tensor<5>) -> Result<(Tensor<5>, Option<Tensor<1>>), StageError>;
@@ -127,7 +132,7 @@ impl<M: Reconstruct> Reconstructor<M> {
         let (train, held) = held_out(table, 10);
 
         let device = device::parse(&ctx.device)?;
-        let mut model = M::init(&params.preset, params.seed, &device.clone().autodiff())?;
+        let mut model = self.first_model(unit, &device.clone().autodiff())?;
         let mut optimizer = Optimizer::new(&params.optimizer, params.steps);
         let mut order = Order::new(train.len(), params.minibatch, params.seed);
         let mut losses = Vec::with_capacity(params.steps as usize);
@@ -164,6 +169,18 @@ impl<M: Reconstruct> Reconstructor<M> {
         let model = model.valid().finish(&mut seen)?;
         let check = evaluate(&model, &mut clips, &held, &device)?;
         self.finish(unit, out, &model, &losses, check)
+    }
+
+    /// Where training starts: from the connected checkpoint, from a file, or from the seed.
+    fn first_model(&self, unit: &Unit, device: &Device) -> Result<M, StageError> {
+        let blob = match unit.table("init") {
+            Some(table) => Some(self.ctx.blobs.path(&Checkpoints::view(&table.row(0)?)?.checkpoint(0).blob.parse()?)),
+            None => None,
+        };
+        match blob.or_else(|| self.params.init.as_ref().map(|file| file.0.clone())) {
+            Some(path) => M::load(&Weights::open(&path)?, device),
+            None => M::init(&self.params.preset, self.params.seed, device),
+        }
     }
 
     /// Weights, loss picture and sample reconstructions, as files and as one row.
