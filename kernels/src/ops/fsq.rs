@@ -187,6 +187,7 @@ impl<B: FsqOps, C: CheckpointStrategy> FsqOps for Autodiff<B, C> {
 
 #[cfg(feature = "wgpu")]
 mod cube {
+    use burn::backend::TensorMetadata;
     use burn::backend::tensor::FloatTensor;
     use burn_cubecl::CubeBackend;
     use burn_cubecl::kernel::into_contiguous;
