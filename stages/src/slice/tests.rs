@@ -69,3 +69,18 @@ fn params_that_make_no_sense_are_named() {
         assert!(error.contains(want), "{toml}: {error:?}");
     }
 }
+
+#[test]
+fn annotated_parts_are_cut_each_by_itself_and_carry_their_task() {
+    let line = br#"{"video": "v", "task": "fold", "key_frames": [0, 8, 20]}"#;
+    let annotations = annotations::parse(line, "a.jsonl").unwrap();
+    let slicer = Slicer { annotations, ..slicer(5, Sampling::Every(1), Tail::Drop) };
+    let clips = slicer.clips("v", 40, 10.0).unwrap();
+    let starts: Vec<u32> = clips.iter().map(|clip| clip.frames[0]).collect();
+    assert_eq!(starts, [0, 4, 8, 12, 16]);
+    assert!(clips.iter().zip(0..).all(|(clip, index)| clip.origin.index == index));
+    assert!(clips.iter().all(|clip| clip.origin.task.as_deref() == Some("fold")));
+    assert_eq!(slicer.clips("other", 9, 10.0).unwrap()[0].origin.task, None);
+    let beyond = slicer.clips("v", 10, 10.0).unwrap_err();
+    assert!(beyond.contains("frame 20") && beyond.contains("10 frames"), "{beyond}");
+}
