@@ -36,11 +36,48 @@ impl MediaError {
         matches!(self, MediaError::Io { .. } | MediaError::Ffmpeg { .. } | MediaError::Sink(_))
     }
 
+    /// The message without the file's path: what is remembered of a file by its content must not name one of its copies.
+    pub fn reason(&self) -> String {
+        let path = match self {
+            MediaError::Io { path, .. }
+            | MediaError::Broken { path, .. }
+            | MediaError::NeedsFfmpeg { path, .. }
+            | MediaError::Ffmpeg { path, .. }
+            | MediaError::NoFrame { path, .. }
+            | MediaError::Encode { path, .. } => path,
+            MediaError::Sink(error) => return error.to_string(),
+        };
+        let text = self.to_string();
+        match text.strip_prefix(&format!("{}: ", path.display())) {
+            Some(reason) => reason.to_owned(),
+            None => text,
+        }
+    }
+
     pub(crate) fn broken(path: &Path, reason: impl Into<String>) -> MediaError {
         MediaError::Broken { path: path.to_owned(), reason: reason.into() }
     }
 
     pub(crate) fn io(path: &Path, source: std::io::Error) -> MediaError {
         MediaError::Io { path: path.to_owned(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_names_no_path() {
+        let path = Path::new("a/b.mp4");
+        for error in [
+            MediaError::broken(path, "the file is empty"),
+            MediaError::io(path, std::io::ErrorKind::NotFound.into()),
+            MediaError::NoFrame { path: path.into(), frame: 9, frames: 3 },
+            MediaError::NeedsFfmpeg { path: path.into(), what: "codec hevc".into() },
+        ] {
+            let (text, reason) = (error.to_string(), error.reason());
+            assert!(text == format!("a/b.mp4: {reason}") && !reason.is_empty(), "{text:?} {reason:?}");
+        }
     }
 }

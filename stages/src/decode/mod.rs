@@ -93,8 +93,8 @@ impl Operator for Decoder {
                 Err(error) => {
                     self.open.retain(|(open, _)| **open != *path);
                     match error.is_transient() {
-                        true => out.retry(unit, error.to_string()),
-                        false => out.reject(unit, error.to_string()),
+                        true => out.retry(unit, error.reason()),
+                        false => out.reject(unit, error.reason()),
                     }
                 }
             }

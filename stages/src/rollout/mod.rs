@@ -150,11 +150,11 @@ impl Operator for Imaginer {
             let scene = match media::image::decode(&path) {
                 Ok(scene) => scene,
                 Err(error) if error.is_transient() => {
-                    out.retry(unit, error.to_string());
+                    out.retry(unit, error.reason());
                     continue;
                 }
                 Err(error) => {
-                    out.reject(unit, error.to_string());
+                    out.reject(unit, error.reason());
                     continue;
                 }
             };

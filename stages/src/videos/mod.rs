@@ -47,8 +47,8 @@ impl Operator for Prober {
             let path = unit.file.as_deref().expect("a unit of a source stage is a file");
             match media::probe(path) {
                 Ok(info) => out.push(unit, "", Videos::row(&info)?),
-                Err(error) if error.is_transient() => out.retry(unit, error.to_string()),
-                Err(error) => out.reject(unit, error.to_string()),
+                Err(error) if error.is_transient() => out.retry(unit, error.reason()),
+                Err(error) => out.reject(unit, error.reason()),
             }
         }
         Ok(())
