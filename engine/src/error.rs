@@ -40,6 +40,10 @@ pub enum Error {
 
     /// `what` completes "cannot … in the store's manifest".
     #[error("cannot {what} in the store's manifest: {source}")]
+    #[diagnostic(help(
+        "the manifest is `manifest.sqlite` in the store's folder: see that its disk has room and can be written, or \
+                       choose another store with `--store`; the same command goes on from what was finished"
+    ))]
     Manifest { what: &'static str, source: rusqlite::Error },
 
     /// The store holds something that this program did not write so.
