@@ -19,5 +19,5 @@ pub use codes::{Clips, CodeConfig, CodeModel, Example, Minibatch, Vocabulary};
 pub use config::ArConfig;
 pub use decoder::{Ar, Body, KvCache, Layer, causal_bias, cross_entropy, next_id_loss};
 pub use generate::Stop;
-pub use layers::{Attention, Embedding, Mlp, RmsNorm, Rotary};
+pub use layers::{Attention, Embedding, Mlp, positions};
 pub use sampling::{Draws, Sampling};

@@ -21,6 +21,14 @@ const IGNORED: &[&str] = &[
     "inv_freq",
     "_extra_state",
     "num_batches_tracked",
+    // The DiT's counters and position tables (spec 4).
+    "accum_video_sample_counter",
+    "accum_image_sample_counter",
+    "accum_iteration",
+    "accum_train_in_hours",
+    "seq",
+    "dim_spatial_range",
+    "dim_temporal_range",
 ];
 
 /// How many names of each kind a message lists.
@@ -47,6 +55,15 @@ pub struct Mismatch {
 /// # Errors
 /// [`Error::Mismatch`] with everything that differs, or a tensor cannot be read.
 pub fn load(model: &mut impl Named, weights: &Weights, prefix: &str) -> Result<()> {
+    load_among(model, weights, prefix, |_| true)
+}
+
+/// As [`load`], where other models may have names below the same prefix: only names for which `ours` holds must all be
+/// asked for. It sees them without the prefix.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_among(model: &mut impl Named, weights: &Weights, prefix: &str, ours: impl Fn(&str) -> bool) -> Result<()> {
     let mut loader = Loader {
         weights,
         asked: BTreeSet::new(),
@@ -66,8 +83,8 @@ pub fn load(model: &mut impl Named, weights: &Weights, prefix: &str) -> Result<(
         return Err(error);
     }
     let ignored = |name: &str| IGNORED.contains(&name.rsplit('.').next().unwrap_or(name));
-    let left_over = weights.names().filter(|name| name.starts_with(prefix) && !asked.contains(*name) && !ignored(name));
-    report.unexpected = left_over.map(str::to_owned).collect();
+    let below = weights.names().filter(|name| name.strip_prefix(prefix).is_some_and(&ours));
+    report.unexpected = below.filter(|name| !asked.contains(*name) && !ignored(name)).map(str::to_owned).collect();
     if report.is_empty() { Ok(()) } else { Err(Error::Mismatch(Box::new(report))) }
 }
 

@@ -13,7 +13,7 @@ mod save;
 
 pub use config::{config_of, preset};
 pub use file::{Dtype, Weights};
-pub use load::{Mismatch, load};
+pub use load::{Mismatch, load, load_among};
 pub use named::{Named, Names, Note, Visitor, device_of, shapes};
 pub use save::{NamedClone, SaveType, collect, save_model, save_safetensors, to_safetensors};
 
