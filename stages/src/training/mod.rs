@@ -4,7 +4,7 @@ mod clips;
 mod plot;
 mod reconstruct;
 
-pub(crate) use clips::held_out;
+pub(crate) use clips::{ClipReader, held_out};
 pub(crate) use plot::{Curve, plot_svg};
 pub(crate) use reconstruct::{Reconstruct, Reconstruction, Reconstructor};
 
