@@ -33,6 +33,10 @@ pub mod train_ar;
 
 pub mod rollout;
 
+pub mod evaluate;
+
+pub mod report;
+
 mod diffusion;
 mod model_file;
 mod source;
@@ -52,4 +56,6 @@ pub static STAGES: &[StageKind] = &[
     StageKind::of::<train_dit::TrainDit>(),
     StageKind::of::<train_ar::TrainAr>(),
     StageKind::of::<rollout::Rollout>(),
+    StageKind::of::<evaluate::Evaluate>(),
+    StageKind::of::<report::Report>(),
 ];
