@@ -72,7 +72,7 @@ fn missing_weights_are_all_named_before_anything_runs() {
     // A plan needs no weights, and says which are not there.
     let plan = project.vw2(&["plan", PIPELINE]);
     assert_eq!(plan.code, 0, "{plan:#?}");
-    assert!(plan.stderr.contains("stage `latents` wants `weights/vae.pth`; put it there"), "{plan:#?}");
+    assert!(plan.stderr.contains("`weights/vae.pth`, for stage `latents`; put it there"), "{plan:#?}");
 }
 
 #[test]

@@ -7,8 +7,16 @@ use walkdir::WalkDir;
 
 /// Adds every file below `root` whose extension is listed, in the order of its path. The id is the path below `root`,
 /// with `/`. Entries that cannot be read, loops of symbolic links and names that are not UTF-8 go to quarantine: a
-/// folder with one bad entry still yields all the others.
+/// folder with one bad entry still yields all the others. A root that is a file stands for itself.
 pub(crate) fn scan_folder(root: &Path, extensions: &[String], found: &mut Scan) -> Result<(), StageError> {
+    if root.is_file() {
+        match root.file_name().map(|name| name.to_str().ok_or_else(|| name.to_string_lossy().into_owned())) {
+            Some(Ok(name)) => found.file(name, root),
+            Some(Err(lossy)) => found.reject(lossy, root, "the name is not UTF-8; rename the file"),
+            None => {}
+        }
+        return Ok(());
+    }
     if !root.is_dir() {
         return Err(format!("{}: no such folder; set `root` to the folder that holds the files", root.display()).into());
     }

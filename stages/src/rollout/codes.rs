@@ -50,12 +50,11 @@ impl CodeSource {
                 let name = scene_name(&unit.id);
                 let plain = name.rsplit('/').next().unwrap_or(name);
                 let Some(codes) = by_scene.get(name).or_else(|| by_scene.get(plain)) else {
-                    let known: Vec<&str> = by_scene.keys().take(5).map(String::as_str).collect();
-                    return Ok(Err(format!(
-                        "`codes` has none for `{name}`; it has {} scenes: {}, …",
-                        by_scene.len(),
-                        known.join(", ")
-                    )));
+                    let mut known: Vec<&str> = by_scene.keys().map(String::as_str).take(6).collect();
+                    if known.len() == 6 {
+                        known[5] = "…";
+                    }
+                    return Ok(Err(format!("`codes` has nothing for `{name}`; scenes in it: {}", known.join(", "))));
                 };
                 Ok(Ok(codes[..clips.unwrap_or(codes.len()).min(codes.len())].to_vec()))
             }
