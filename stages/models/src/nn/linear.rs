@@ -26,14 +26,16 @@ impl Linear {
         }
     }
 
-    /// `[.., in] -> [.., out]`.
+    /// `[.., in] -> [.., out]`, in the type of `x`: a weight that is held in fewer bits is widened for this call.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let mut shape = x.dims();
         let inputs = shape[D - 1];
         let rows = shape[..D - 1].iter().product();
-        let mut y = x.reshape([rows, inputs]).matmul(self.weight.val().transpose());
+        let dtype = x.dtype();
+        // Cast before the transpose, which is a view that a cast would have to copy first.
+        let mut y = x.reshape([rows, inputs]).matmul(self.weight.val().cast(dtype).transpose());
         if let Some(bias) = &self.bias {
-            y = y + bias.val().unsqueeze();
+            y = y + bias.val().cast(dtype).unsqueeze();
         }
         shape[D - 1] = self.weight.dims()[0];
         y.reshape(shape)
@@ -42,7 +44,7 @@ impl Linear {
 
 impl Named for Linear {
     fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
-        names.param("weight", &mut self.weight);
+        names.matrix("weight", &mut self.weight);
         names.optional("bias", &mut self.bias);
     }
 }

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{Weights, shapes};
+use super::{Origin, Weights, fits, shapes};
 use crate::dldm::{Dldm, DldmConfig};
 use crate::vae::{Vae, VaeConfig};
 
@@ -57,12 +57,19 @@ fn check(
     let path = folder.path().join("released.safetensors");
     let keys = keys(file);
     write_zeros(&path, &keys, float);
-    let ours: BTreeMap<_, _> = load(&Weights::open(&path).unwrap()).into_iter().collect();
+    let weights = Weights::open(&path).unwrap();
+    let found = fits(&weights).unwrap();
+    assert!(matches!(&found[..], [fit] if fit.fits() && fit.prefix == prefix && fit.origin == released()), "{found:?}");
+    let ours: BTreeMap<_, _> = load(&weights).into_iter().collect();
     let floats = keys.into_iter().filter(|(_, _, kind)| !kind.contains('('));
     let recorded: BTreeMap<_, _> =
         floats.map(|(name, shape, _)| (name.strip_prefix(prefix).unwrap().to_owned(), shape)).collect();
     assert_eq!(ours, recorded);
     assert_eq!(ours.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>(), parameters);
+}
+
+fn released() -> Origin {
+    Origin::Preset("released".to_owned())
 }
 
 #[test]
