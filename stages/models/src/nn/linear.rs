@@ -1,7 +1,7 @@
 //! Linear map and layer norm with the published layouts.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::Init;
 use crate::weights::{Named, Names, Visitor};
@@ -32,13 +32,17 @@ impl Linear {
         let inputs = shape[D - 1];
         let rows = shape[..D - 1].iter().product();
         let dtype = x.dtype();
-        // Cast before the transpose, which is a view that a cast would have to copy first.
-        let mut y = x.reshape([rows, inputs]).matmul(self.weight.val().cast(dtype).transpose());
+        let mut y = x.reshape([rows, inputs]).matmul(self.weight_as(dtype).transpose());
         if let Some(bias) = &self.bias {
             y = y + bias.val().cast(dtype).unsqueeze();
         }
         shape[D - 1] = self.weight.dims()[0];
         y.reshape(shape)
+    }
+
+    /// The weight `[out, in]` in the type in which it is to be used; it may be held in fewer bits.
+    pub fn weight_as(&self, dtype: DType) -> Tensor<2> {
+        self.weight.val().cast(dtype)
     }
 }
 

@@ -29,8 +29,8 @@ pub struct Lost {
 
 impl<'a> Conversion<'a> {
     /// The tensors below `prefix` (`""`: all), under names without it. Floats are written as `float_type`, or as they are
-    /// stored; integers keep their type. Metadata is kept; where it has no `config` and the tensors are exactly one model
-    /// in the configuration of a preset (see [`fits`]), that is added.
+    /// stored; integers keep their type. Metadata is kept; where it has no `config` and the models below `prefix` fit one
+    /// preset (see [`fits`]), that is added.
     ///
     /// # Errors
     /// There is no tensor below `prefix`; the message says what there is.
@@ -50,7 +50,7 @@ impl<'a> Conversion<'a> {
         }
         let mut metadata = weights.metadata().clone();
         if !metadata.contains_key("config")
-            && let Some(config) = only_model(weights, prefix)?
+            && let Some(config) = shared_config(weights, prefix)?
         {
             metadata.insert("config".to_owned(), config);
         }
@@ -118,14 +118,12 @@ impl<'a> Conversion<'a> {
 const OVER_F16: f32 = 65520.0;
 const OVER_BF16: f32 = f32::from_bits(0x7f7f_8000);
 
-/// The configuration of the one model that is all there is below `prefix`, as JSON.
-fn only_model(weights: &Weights, prefix: &str) -> Result<Option<String>> {
+/// The configuration, as JSON, that all models below `prefix` share and fit: a base and its branch have one.
+fn shared_config(weights: &Weights, prefix: &str) -> Result<Option<String>> {
     let mut below = fits(weights)?;
     below.retain(|fit| fit.prefix.starts_with(prefix));
-    Ok(match &below[..] {
-        [fit] if fit.fits() => Some(fit.config.clone()),
-        _ => None,
-    })
+    let shared = below.first().map(|first| first.config.clone());
+    Ok(shared.filter(|config| below.iter().all(|fit| fit.fits() && fit.config == *config)))
 }
 
 fn nothing_below(prefix: &str, weights: &Weights) -> Error {

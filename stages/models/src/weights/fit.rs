@@ -4,7 +4,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Mismatch, Named, Weights, compare, config_of, presets};
+use super::{Mismatch, Weights, compare, config_of, presets};
 use crate::ar::{self, Ar, ArConfig, CodeConfig, CodeModel};
 use crate::dldm::{self, Dldm, DldmConfig};
 use crate::error::{Error, Result};
@@ -65,16 +65,16 @@ pub fn fits(weights: &Weights) -> Result<Vec<Fit>> {
     let device = &Device::flex();
     let mut found = Vec::new();
     for prefix in weights.prefixes_of(vae::PROBE) {
-        let build = |config: &VaeConfig| Vae::new(config, device, 0);
-        found.extend(nearest("VAE", weights, &prefix, presets(vae::PRESETS)?, build));
+        let differs = |config: &VaeConfig| Ok(compare(&mut Vae::new(config, device, 0)?, weights, &prefix));
+        found.extend(nearest("VAE", weights, &prefix, presets(vae::PRESETS)?, differs));
     }
     for prefix in weights.prefixes_of(dldm::PROBE) {
-        let build = |config: &DldmConfig| Dldm::new(config, device, 0);
-        found.extend(nearest("dLDM", weights, &prefix, presets(dldm::PRESETS)?, build));
+        let differs = |config: &DldmConfig| Ok(compare(&mut Dldm::new(config, device, 0)?, weights, &prefix));
+        found.extend(nearest("dLDM", weights, &prefix, presets(dldm::PRESETS)?, differs));
     }
     for prefix in weights.prefixes_of(EMBEDDING) {
-        let coder = |config: &CodeConfig| CodeModel::init(config, 0, device);
-        let decoder = |config: &ArConfig| Ar::init(config, 0, device);
+        let coder = |config: &CodeConfig| Ok(compare(&mut CodeModel::init(config, 0, device)?, weights, &prefix));
+        let decoder = |config: &ArConfig| Ok(compare(&mut Ar::init(config, 0, device)?, weights, &prefix));
         let presets = decoder_presets(weights, &prefix)?;
         // A model over codes always comes with its configuration.
         let fit = nearest("AR model over codes", weights, &prefix, Vec::new(), coder);
@@ -93,16 +93,15 @@ fn decoder_presets(weights: &Weights, prefix: &str) -> Result<Vec<(String, ArCon
 }
 
 /// The model below `prefix` in the file's own configuration; without one, in the preset with the fewest differences.
-fn nearest<C, M>(
+fn nearest<C>(
     model: &'static str,
     weights: &Weights,
     prefix: &str,
     presets: Vec<(String, C)>,
-    build: impl Fn(&C) -> Result<M>,
+    differs: impl Fn(&C) -> Result<Mismatch>,
 ) -> Option<Fit>
 where
     C: Serialize + DeserializeOwned,
-    M: Named,
 {
     // Metadata of another kind of model says nothing about this one.
     let candidates: Vec<(Origin, C)> = match config_of(weights) {
@@ -110,7 +109,7 @@ where
         _ => presets.into_iter().map(|(name, config)| (Origin::Preset(name), config)).collect(),
     };
     let fit = |(origin, config): (Origin, C)| {
-        let verdict = match build(&config).map(|mut model| compare(&mut model, weights, prefix)) {
+        let verdict = match differs(&config) {
             Ok(mismatch) if mismatch.is_empty() => Verdict::Fits,
             Ok(mismatch) => Verdict::Differs(Box::new(mismatch)),
             Err(error) => Verdict::Refused(error),

@@ -64,7 +64,22 @@ pub fn load(model: &mut impl Named, weights: &Weights, prefix: &str) -> Result<(
 /// # Errors
 /// As [`load`].
 pub fn load_as(model: &mut impl Named, weights: &Weights, prefix: &str, precision: Precision) -> Result<()> {
-    let mismatch = compare(model, weights, prefix);
+    load_among(model, weights, prefix, precision, |_| true)
+}
+
+/// As [`load_as`], where other models may have names below the same prefix: only names for which `ours` holds must all be
+/// asked for. It sees them without the prefix.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_among(
+    model: &mut impl Named,
+    weights: &Weights,
+    prefix: &str,
+    precision: Precision,
+    ours: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let mismatch = compare_among(model, weights, prefix, ours);
     if !mismatch.is_empty() {
         return Err(Error::Mismatch(Box::new(mismatch)));
     }
@@ -75,6 +90,11 @@ pub fn load_as(model: &mut impl Named, weights: &Weights, prefix: &str, precisio
 
 /// All differences between what `model` asks for and the names below `prefix`. Reads no tensor, initialises nothing.
 pub fn compare(model: &mut impl Named, weights: &Weights, prefix: &str) -> Mismatch {
+    compare_among(model, weights, prefix, |_| true)
+}
+
+/// As [`compare`], where other models may have names below the same prefix (see [`load_among`]).
+pub fn compare_among(model: &mut impl Named, weights: &Weights, prefix: &str, ours: impl Fn(&str) -> bool) -> Mismatch {
     let mut comparer = Comparer {
         weights,
         asked: BTreeSet::new(),
@@ -90,7 +110,7 @@ pub fn compare(model: &mut impl Named, weights: &Weights, prefix: &str) -> Misma
     model.walk(&mut Names::new(&mut comparer));
     let Comparer { asked, mut report, .. } = comparer;
     let below = weights.names().filter_map(|name| Some((name, name.strip_prefix(prefix)?)));
-    let left_over = below.filter(|(name, rest)| !asked.contains(*name) && !ignored(rest));
+    let left_over = below.filter(|(name, rest)| !asked.contains(*name) && !ignored(rest) && ours(rest));
     report.unexpected = left_over.map(|(name, _)| name.to_owned()).collect();
     report
 }

@@ -19,7 +19,7 @@ pub use config::{config_of, preset, presets};
 pub use convert::{Conversion, Lost};
 pub use file::{Dtype, Weights};
 pub use fit::{Fit, Origin, Verdict, fits};
-pub use load::{Mismatch, Precision, compare, load, load_as};
+pub use load::{Mismatch, Precision, compare, compare_among, load, load_among, load_as};
 pub use named::{Named, Names, Note, Visitor, device_of, shapes};
 pub use save::{NamedClone, SaveType, collect, save_model, save_safetensors, to_safetensors};
 
