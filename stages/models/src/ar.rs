@@ -20,5 +20,5 @@ pub use config::ArConfig;
 pub(crate) use config::PRESETS;
 pub use decoder::{Ar, Body, KvCache, Layer, causal_bias, cross_entropy, next_id_loss};
 pub use generate::Stop;
-pub use layers::{Attention, Embedding, Mlp, RmsNorm, Rotary};
+pub use layers::{Attention, Embedding, Mlp, positions};
 pub use sampling::{Draws, Sampling};

@@ -1,4 +1,5 @@
-//! The models of VideoWorld 2 as Burn modules: VAE, latent-dynamics autoencoder (dLDM), AR transformer over codes.
+//! The models of VideoWorld 2 as Burn modules: VAE, latent-dynamics autoencoder (dLDM), AR transformer over codes,
+//! diffusion transformer (DiT) with its sampler.
 //!
 //! A model is plain arithmetic on tensors: it reads no video, knows no stage and does no I/O but its weights, which carry
 //! the published names ([`weights`]). Configurations are data (`presets/*.toml`), and every width, depth, level and patch
@@ -7,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 pub mod ar;
+pub mod dit;
 pub mod dldm;
 pub mod error;
 pub mod nn;
+pub mod sampler;
 pub mod train;
 pub mod vae;
 pub mod weights;

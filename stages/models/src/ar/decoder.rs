@@ -5,8 +5,8 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Device, Int, Tensor};
 
 use super::config::ArConfig;
-use super::layers::{Attention, Embedding, Memory, Mlp, RmsNorm, Rotary};
-use crate::nn::{Init, Linear};
+use super::layers::{Attention, Embedding, Memory, Mlp, positions};
+use crate::nn::{Init, Linear, RmsNorm, Rotary};
 use crate::weights::{self, Named, Names, Visitor, Weights};
 use crate::{Error, Result};
 
@@ -74,15 +74,15 @@ impl Ar {
     pub(crate) fn new(config: &ArConfig, init: &mut Init) -> Ar {
         let (vocab, width) = (config.vocab_size, config.hidden_size);
         let layer = |init: &mut Init| Layer {
-            input_layernorm: RmsNorm::init(width, config.rms_norm_eps, init),
+            input_layernorm: RmsNorm::new(init, width, config.rms_norm_eps),
             self_attn: Attention::init(config, init),
-            post_attention_layernorm: RmsNorm::init(width, config.rms_norm_eps, init),
+            post_attention_layernorm: RmsNorm::new(init, width, config.rms_norm_eps),
             mlp: Mlp::init(config, init),
         };
         let model = Body {
             embed_tokens: Embedding::init(vocab, width, init),
             layers: (0..config.num_hidden_layers).map(|_| layer(init)).collect(),
-            norm: RmsNorm::init(width, config.rms_norm_eps, init),
+            norm: RmsNorm::new(init, width, config.rms_norm_eps),
         };
         let lm_head = (!config.tie_word_embeddings).then(|| Linear::new(init, width, vocab, false));
         Ar { model, lm_head, config: config.clone() }
@@ -116,7 +116,7 @@ impl Ar {
     pub fn hidden(&self, x: Tensor<3>, mask: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [_, length, _] = x.dims();
         let device = x.device();
-        let rotary = Rotary::new(&self.config, 0, length, &device);
+        let rotary = positions(&self.config, 0, length, &device);
         let bias = causal_bias(length, mask, &device);
         let x = self.model.layers.iter().fold(x, |x, layer| layer.forward(x, &rotary, Some(&bias)));
         self.model.norm.forward(x)
@@ -142,7 +142,7 @@ impl Ar {
             )));
         }
         let device = x.device();
-        let rotary = Rotary::new(&self.config, cache.seen, length, &device);
+        let rotary = positions(&self.config, cache.seen, length, &device);
         // One new position sees everything. Several must not see each other's future.
         let bias = (length > 1).then(|| bias_after(cache.seen, length, &device));
         let mut x = x;

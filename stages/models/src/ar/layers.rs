@@ -1,11 +1,11 @@
-//! The parts of a decoder's layer: embedding, RMS norm, rotary positions, attention, feed-forward.
+//! The parts of a decoder's layer: embedding, rotary positions, attention, feed-forward.
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Device, Int, Tensor, TensorData, module};
+use burn::tensor::{Device, Int, Tensor, module};
 
 use super::config::ArConfig;
-use crate::nn::{Init, Linear};
+use crate::nn::{Init, Linear, Rotary};
 use crate::weights::{Named, Names, Visitor};
 
 /// A row of the table per id.
@@ -37,61 +37,13 @@ impl Named for Embedding {
     }
 }
 
-/// x over the root of its mean square, times a gain; over the last axis.
-#[derive(Module, Debug)]
-pub struct RmsNorm {
-    pub weight: Param<Tensor<1>>, // [D]
-    pub eps: f64,
-}
-
-impl RmsNorm {
-    pub(crate) fn init(width: usize, eps: f64, init: &mut Init) -> RmsNorm {
-        RmsNorm { weight: init.constant([width], 1.0), eps }
-    }
-
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let scale = x.clone().square().mean_dim(2).add_scalar(self.eps).sqrt().recip(); // [B, T, 1]
-        x * scale * self.weight.val().reshape([1, 1, -1])
-    }
-}
-
-impl Named for RmsNorm {
-    fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
-        names.param("weight", &mut self.weight);
-    }
-}
-
-/// Cosines and sines of T positions, [T, head size]; the second half of each row repeats the first.
-#[derive(Clone, Debug)]
-pub struct Rotary {
-    pub cos: Tensor<2>,
-    pub sin: Tensor<2>,
-}
-
-impl Rotary {
-    /// Positions `start..start + length`. Angles are f32 products, as the reference has them.
-    pub fn new(config: &ArConfig, start: usize, length: usize, device: &Device) -> Rotary {
-        let width = config.head_size();
-        let half = width / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| config.rope_theta.powf(-2.0 * i as f64 / width as f64) as f32).collect();
-        let mut cos = Vec::with_capacity(length * width);
-        let mut sin = Vec::with_capacity(length * width);
-        for position in start..start + length {
-            let angles = frequencies.iter().map(|f| f64::from(position as f32 * f));
-            cos.extend(angles.clone().chain(angles.clone()).map(|angle| angle.cos() as f32));
-            sin.extend(angles.clone().chain(angles).map(|angle| angle.sin() as f32));
-        }
-        let table = |values| Tensor::from_data(TensorData::new(values, [length, width]), device);
-        Rotary { cos: table(cos), sin: table(sin) }
-    }
-
-    /// Turns pairs (x[i], x[i + half]) of [B, heads, T, head size] by their positions' angles.
-    pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
-        let turned = Tensor::cat(vec![-x.clone().narrow(3, half, half), x.clone().narrow(3, 0, half)], 3);
-        x * self.cos.clone().unsqueeze() + turned * self.sin.clone().unsqueeze()
-    }
+/// Rotary positions `start..start + length` of a decoder. Angles are f32 products, as the reference has them.
+pub fn positions(config: &ArConfig, start: usize, length: usize, device: &Device) -> Rotary {
+    let width = config.head_size();
+    let frequencies: Vec<f32> =
+        (0..width / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / width as f64) as f32).collect();
+    let angles = (start..start + length).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
+    Rotary::new(angles.collect(), length, device)
 }
 
 /// Keys and values that one layer has seen: [B, key-value heads, places, head size], filled from the front.

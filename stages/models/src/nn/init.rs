@@ -36,10 +36,18 @@ impl Init {
 
     /// Normal with mean 0.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D], std: f32) -> Param<Tensor<D>> {
+        self.drawn(shape, move |rng| std * standard_normal(rng))
+    }
+
+    /// Normal with mean 0; values beyond three deviations are drawn again.
+    pub fn truncated<const D: usize>(&mut self, shape: [usize; D], std: f32) -> Param<Tensor<D>> {
         self.drawn(shape, move |rng| {
-            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-            let angle = std::f64::consts::TAU * rng.random::<f64>();
-            std * (radius * angle.cos()) as f32
+            loop {
+                let value = standard_normal(rng);
+                if value.abs() <= 3.0 {
+                    return std * value;
+                }
+            }
         })
     }
 
@@ -77,6 +85,12 @@ impl Init {
         };
         Param::uninitialized(ParamId::new(), init, self.device.clone(), train, shape.into())
     }
+}
+
+fn standard_normal(rng: &mut StdRng) -> f32 {
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    let angle = std::f64::consts::TAU * rng.random::<f64>();
+    (radius * angle.cos()) as f32
 }
 
 #[cfg(test)]

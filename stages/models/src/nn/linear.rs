@@ -1,4 +1,4 @@
-//! Linear map and layer norm with the published layouts.
+//! Linear map with the published layout.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
@@ -16,6 +16,24 @@ pub struct Linear {
 impl Linear {
     pub fn new(init: &mut Init, inputs: usize, outputs: usize, bias: bool) -> Linear {
         Linear { weight: init.fan_in([outputs, inputs], inputs), bias: bias.then(|| init.fan_in([outputs], inputs)) }
+    }
+
+    /// Weights from a normal distribution, without bias.
+    pub fn normal(init: &mut Init, inputs: usize, outputs: usize, std: f32) -> Linear {
+        let weight =
+            if std == 0.0 { init.constant([outputs, inputs], 0.0) } else { init.normal([outputs, inputs], std) };
+        Linear { weight, bias: None }
+    }
+
+    /// Weights and biases from a normal distribution of deviation `1/sqrt(in)`, cut at three deviations (spec 4.7).
+    pub fn truncated(init: &mut Init, inputs: usize, outputs: usize, bias: bool) -> Linear {
+        let std = (inputs as f32).sqrt().recip();
+        Linear { weight: init.truncated([outputs, inputs], std), bias: bias.then(|| init.truncated([outputs], std)) }
+    }
+
+    /// A map that starts as zero.
+    pub fn zero(init: &mut Init, inputs: usize, outputs: usize) -> Linear {
+        Linear { weight: init.constant([outputs, inputs], 0.0), bias: Some(init.constant([outputs], 0.0)) }
     }
 
     /// A map that scales the deviation of its inputs by `gain`, and starts without bias.
@@ -50,32 +68,5 @@ impl Named for Linear {
     fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
         names.matrix("weight", &mut self.weight);
         names.optional("bias", &mut self.bias);
-    }
-}
-
-/// Layer norm over the last axis, affine, eps 1e-5.
-#[derive(Module, Debug)]
-pub struct LayerNorm {
-    pub weight: Param<Tensor<1>>,
-    pub bias: Param<Tensor<1>>,
-}
-
-impl LayerNorm {
-    pub fn new(init: &mut Init, width: usize) -> LayerNorm {
-        LayerNorm { weight: init.constant([width], 1.0), bias: init.constant([width], 0.0) }
-    }
-
-    /// `[.., D] -> [.., D]`.
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let x = x.clone() - x.mean_dim(D - 1);
-        let variance = x.clone().square().mean_dim(D - 1);
-        x / (variance + 1e-5).sqrt() * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
-    }
-}
-
-impl Named for LayerNorm {
-    fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
-        names.param("weight", &mut self.weight);
-        names.param("bias", &mut self.bias);
     }
 }

@@ -1,13 +1,18 @@
-//! Parts that the models share: initial values, linear maps, norms, causal convolution, attention, a tap to look inside.
+//! Parts that the models share: initial values, linear maps, norms, causal convolution, attention, rotary positions, a tap
+//! to look inside.
 
 pub mod attention;
 pub mod causal_conv3d;
 pub mod init;
 pub mod linear;
+pub mod norm;
+pub mod rotary;
 pub mod tap;
 
-pub use attention::attend;
+pub use attention::{attend, attend_beside_zeros};
 pub use causal_conv3d::{CausalConv3d, convolve};
 pub use init::Init;
-pub use linear::{LayerNorm, Linear};
+pub use linear::Linear;
+pub use norm::{LayerNorm, RmsNorm, standardise};
+pub use rotary::Rotary;
 pub use tap::Tap;

@@ -4,8 +4,9 @@ use burn::tensor::Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Mismatch, Weights, compare, config_of, presets};
+use super::{Mismatch, Weights, compare, compare_among, config_of, presets};
 use crate::ar::{self, Ar, ArConfig, CodeConfig, CodeModel};
+use crate::dit::{self, DitConfig, VideoDit};
 use crate::dldm::{self, Dldm, DldmConfig};
 use crate::error::{Error, Result};
 use crate::vae::{self, Vae, VaeConfig};
@@ -80,7 +81,35 @@ pub fn fits(weights: &Weights) -> Result<Vec<Fit>> {
         let fit = nearest("AR model over codes", weights, &prefix, Vec::new(), coder);
         found.extend(fit.or_else(|| nearest("AR decoder", weights, &prefix, presets, decoder)));
     }
+    for prefix in weights.prefixes_of(dit::PROBE) {
+        found.extend(dit_fits(weights, &prefix, device)?);
+    }
     Ok(found)
+}
+
+/// The DiT's base, its control branch, or both below one prefix, as upstream's script writes them: what differs least.
+fn dit_fits(weights: &Weights, prefix: &str, device: &Device) -> Result<Vec<Fit>> {
+    let presets = || presets::<DitConfig>(dit::PRESETS);
+    let base = |ours: fn(&str) -> bool| {
+        let differs =
+            |config: &DitConfig| Ok(compare_among(VideoDit::new(config, device, 0)?.parts().0, weights, prefix, ours));
+        Ok::<_, Error>(nearest("DiT", weights, prefix, presets()?, differs))
+    };
+    let branch = |ours: fn(&str) -> bool| {
+        let differs = |config: &DitConfig| match VideoDit::new(config, device, 0)?.parts().1 {
+            Some(control) => Ok(compare_among(control, weights, prefix, ours)),
+            None => Err(Error::Config("dit: there is a control branch, but control_blocks = 0".to_owned())),
+        };
+        Ok::<_, Error>(nearest("DiT's control branch", weights, prefix, presets()?, differs))
+    };
+    let is_branch = weights.names().any(|name| name.strip_prefix(prefix).is_some_and(dit::of_branch));
+    if !is_branch {
+        return Ok(base(|_| true)?.into_iter().collect());
+    }
+    let alone: Vec<Fit> = branch(|_| true)?.into_iter().collect();
+    let both: Vec<Fit> = base(|name| !dit::of_branch(name))?.into_iter().chain(branch(dit::of_branch)?).collect();
+    let differences = |fits: &[Fit]| fits.iter().fold(0, |sum: usize, fit| sum.saturating_add(fit.differences()));
+    Ok(if differences(&both) < differences(&alone) { both } else { alone })
 }
 
 /// A name that every decoder has; its rows are the vocabulary, which presets leave open.

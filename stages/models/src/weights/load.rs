@@ -21,6 +21,14 @@ const IGNORED: &[&str] = &[
     "inv_freq",
     "_extra_state",
     "num_batches_tracked",
+    // The DiT's counters and position tables (spec 4).
+    "accum_video_sample_counter",
+    "accum_image_sample_counter",
+    "accum_iteration",
+    "accum_train_in_hours",
+    "seq",
+    "dim_spatial_range",
+    "dim_temporal_range",
 ];
 
 /// How many names of each kind a message lists.

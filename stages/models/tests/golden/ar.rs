@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Int, Tensor};
-use vw2_models::ar::{Ar, ArConfig, Rotary, Sampling, Stop, causal_bias, next_id_loss};
+use vw2_models::ar::{Ar, ArConfig, Sampling, Stop, causal_bias, next_id_loss, positions};
 use vw2_models::train::{AdamW, AdamWConfig, Grads};
 use vw2_models::weights::{Weights, collect};
 
@@ -56,7 +56,7 @@ fn outputs(golden: &Weights, decoder: &Ar, report: &mut Report) {
     let mask = ids(golden, "in.attention_mask", &device);
     let [_, length] = input.dims();
 
-    let rotary = Rotary::new(&decoder.config, 0, length, &device);
+    let rotary = positions(&decoder.config, 0, length, &device);
     report.tensor(golden, "mid.rope_cos", rotary.cos.clone(), LOGITS);
     report.tensor(golden, "mid.rope_sin", rotary.sin.clone(), LOGITS);
     let bias = causal_bias(length, Some(mask.clone()), &device);

@@ -18,7 +18,8 @@ pub(crate) fn folder() -> PathBuf {
     }
 }
 
-/// Names of the cases that begin with `prefix`: file names up to the first dot. None at all is a failure.
+/// Names of the cases that begin with `prefix`: file names up to the first dot. Where there is none, a line says so; that is
+/// a failure if `VW2_REQUIRE` names `golden`.
 pub(crate) fn cases(prefix: &str) -> Vec<String> {
     let folder = folder();
     let files = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("golden folder {}: {e}", folder.display()));
@@ -27,7 +28,12 @@ pub(crate) fn cases(prefix: &str) -> Vec<String> {
         .filter(|name| name.starts_with(prefix) && name.ends_with(".safetensors"))
         .map(|name| name.split('.').next().unwrap_or_default().to_owned())
         .collect();
-    assert!(!cases.is_empty(), "no case `{prefix}*` in {}", folder.display());
+    if cases.is_empty() {
+        let required = std::env::var("VW2_REQUIRE").unwrap_or_default();
+        let line = format!("skipped: no case `{prefix}*` in {}; VW2_GOLDEN names another folder", folder.display());
+        assert!(!required.split(',').any(|word| word.trim() == "golden"), "{line}");
+        eprintln!("{line}");
+    }
     cases.into_iter().collect()
 }
 

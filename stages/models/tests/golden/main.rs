@@ -4,8 +4,10 @@
 mod harness;
 
 mod ar;
+mod dit;
 mod dldm;
 mod losses;
 mod patcher;
 mod quantizer;
+mod sampler;
 mod vae;
