@@ -17,11 +17,12 @@ pub(crate) fn convert(args: &ConvertArgs) -> miette::Result<ExitCode> {
     if to.exists() && !args.force {
         return Err(miette!("`{}` exists; `--force` replaces it", to.display()));
     }
-    let weights = Weights::open(&args.from).into_diagnostic()?;
-    let conversion = Conversion::new(&weights, &prefix(&args.prefix), float_type(args.dtype)).into_diagnostic()?;
+    let weights = Weights::open(&args.from).map_err(|error| miette!("{error}"))?;
+    let conversion =
+        Conversion::new(&weights, &prefix(&args.prefix), float_type(args.dtype)).map_err(|error| miette!("{error}"))?;
     let lost = write(&conversion, to)?;
     for Lost { name, count } in &lost {
-        text::say(format_args!("warning: `{name}`: {count} values are too large for the type and became infinite"));
+        text::say(format_args!("warning: `{name}`: {count} of its values are too large for the type and became infinite"));
     }
     let config = match (weights.metadata().contains_key("config"), conversion.metadata().contains_key("config")) {
         (true, _) => ", with its configuration",
@@ -59,7 +60,7 @@ fn write(conversion: &Conversion<'_>, to: &Path) -> miette::Result<Vec<Lost>> {
     let bar = ProgressBar::new(conversion.size_bytes()).with_style(style);
     let lost = conversion.write(&mut file, to, |written| bar.set_position(written));
     bar.finish_and_clear();
-    let lost = lost.into_diagnostic()?;
+    let lost = lost.map_err(|error| miette!("{error}"))?;
     file.sync_all().and_then(|()| fs::rename(&part.0, to)).into_diagnostic().wrap_err_with(failed)?;
     Ok(lost)
 }

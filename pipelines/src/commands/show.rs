@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use miette::IntoDiagnostic;
+use miette::miette;
 use serde_json::{Value, json};
 use vw2_models::weights::{self, Dtype, Fit, Mismatch, Origin, Verdict, Weights};
 
@@ -18,8 +18,8 @@ pub(crate) fn show(args: &ShowArgs) -> miette::Result<ExitCode> {
 }
 
 fn show_weights(args: &ShowWeightsArgs) -> miette::Result<ExitCode> {
-    let weights = Weights::open(&args.file).into_diagnostic()?;
-    let fits = weights::fits(&weights).into_diagnostic()?;
+    let weights = Weights::open(&args.file).map_err(|error| miette!("{error}"))?;
+    let fits = weights::fits(&weights).map_err(|error| miette!("{error}"))?;
     match args.json {
         true => text::print(as_json(&weights, &fits))?,
         false => text::print(as_text(&weights, &fits, args.all))?,

@@ -191,6 +191,21 @@ mod tests {
     }
 
     #[test]
+    fn a_torch_checkpoint_becomes_safetensors() {
+        let weights = Weights::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nested.pt")).unwrap();
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("out");
+        std::fs::write(&path, written(&Conversion::new(&weights, "model.network.", None).unwrap()).0).unwrap();
+        let copy = Weights::open(path).unwrap();
+        for name in ["lin.weight", "lin.bias", "norm.weight", "patcher._arange"] {
+            let of = format!("model.network.{name}");
+            assert_eq!((copy.dtype(name), copy.shape(name)), (weights.dtype(&of), weights.shape(&of)), "{name}");
+            assert_eq!(copy.f64s(name).unwrap(), weights.f64s(&of).unwrap(), "{name}");
+        }
+        assert_eq!(copy.names().count(), 4);
+    }
+
+    #[test]
     fn values_that_a_narrower_type_cannot_hold_are_counted() {
         let folder = TempDir::new().unwrap();
         let weights = file(&folder);

@@ -200,17 +200,27 @@ impl Weights {
             }
             shape => shape.unwrap_or_default().to_vec(),
         };
-        Ok(match precision {
-            Precision::F32 => Tensor::from_data(TensorData::new(self.f32s(name)?, shape), (device, DType::F32)),
-            Precision::Bf16 => Tensor::from_data(TensorData::new(self.bf16s(name)?, shape), (device, DType::BF16)),
-        })
-    }
-
-    fn bf16s(&self, name: &str) -> Result<Vec<bf16>> {
-        if self.dtype(name) == Some(Dtype::BF16) {
-            return Ok(numbers(&self.bytes(name)?.0, bf16::from_le_bytes));
+        let wanted = match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        let stored = match self.dtype(name) {
+            Some(Dtype::BF16) => Some(DType::BF16),
+            Some(Dtype::F16) => Some(DType::F16),
+            Some(Dtype::F32) => Some(DType::F32),
+            _ => None,
+        };
+        let data = match stored.filter(|_| cfg!(target_endian = "little")) {
+            Some(dtype) => TensorData::from_bytes_vec(self.bytes(name)?.0, shape, dtype),
+            None => TensorData::new(self.f32s(name)?, shape),
+        };
+        if data.dtype() == wanted {
+            return Ok(Tensor::from_data(data, (device, wanted)));
         }
-        Ok(self.f32s(name)?.into_iter().map(bf16::from_f32).collect())
+        // Burn's loops are compiled for speed in every profile, which matters for 2 billion values.
+        let host = &Device::flex();
+        let data = Tensor::<D>::from_data(data, (host, stored.unwrap_or(DType::F32))).cast(wanted).into_data();
+        Ok(Tensor::from_data(data, (device, wanted)))
     }
 
     /// The stored bytes of a tensor, little-endian and row-major, and their type.
