@@ -37,6 +37,8 @@ pub mod shard;
 
 pub mod rollout;
 
+pub mod evaluation;
+
 pub mod sampling;
 
 pub mod media;
@@ -49,6 +51,7 @@ mod test_support;
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use clip::{Clip, Clips, Origin};
 pub use code::{Code, Codes, Feature};
+pub use evaluation::{Evaluation, Evaluations};
 pub use frame::Frames;
 pub use image::{ImageInfo, Images};
 pub use latent::Latents;

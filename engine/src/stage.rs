@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::Hash;
 use crate::pool::{Cancel, Progress};
-use crate::store::Blobs;
+use crate::store::{Blobs, Scratch};
 
 /// The error of an operator: it concerns all units of the call. Bad data of one unit is no error but an
 /// [`Output::reject`].
@@ -169,6 +169,8 @@ pub struct Context {
     pub memory_bytes: u64,
     /// Content-addressed files of the store.
     pub blobs: Blobs,
+    /// Long work leaves here how far it has come, for its next try if it is cut short.
+    pub scratch: Scratch,
     /// Long work (training) reports steps here.
     pub progress: Progress,
     /// Long work checks this between steps and returns [`Interrupted`].

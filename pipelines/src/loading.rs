@@ -19,21 +19,32 @@ pub(crate) fn plan(args: &PipelineArgs) -> miette::Result<Plan> {
     }
 }
 
-/// A file that a stage's parameters name and that is not there.
-pub(crate) struct MissingFile {
-    stage: String,
+/// A file or folder that stages' parameters name and that is not there.
+pub(crate) struct Missing {
     path: PathBuf,
+    stages: Vec<String>,
 }
 
-impl fmt::Display for MissingFile {
+impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MissingFile { stage, path } = self;
-        write!(f, "stage `{stage}` wants `{}`; put it there, or set another path", path.display())
+        let word = if self.stages.len() == 1 { "stage" } else { "stages" };
+        let stages = self.stages.iter().map(|stage| format!("`{stage}`")).collect::<Vec<_>>().join(", ");
+        write!(f, "`{}`, for {word} {stages}; put it there, or set another path", self.path.display())
     }
 }
 
-/// All of them, in the plan's order.
-pub(crate) fn missing_files(plan: &Plan) -> Vec<MissingFile> {
-    let wanted = plan.stages.iter().flat_map(|stage| stage.files().into_iter().map(|path| (stage.id.clone(), path)));
-    wanted.filter(|(_, path)| !path.is_file()).map(|(stage, path)| MissingFile { stage, path }).collect()
+/// All of them, each once, in the plan's order.
+pub(crate) fn missing(plan: &Plan) -> Vec<Missing> {
+    let mut missing: Vec<Missing> = Vec::new();
+    for stage in &plan.stages {
+        let root = stage.params.get("root").and_then(|root| root.as_str()).filter(|_| stage.is_source());
+        let folder = root.map(PathBuf::from).filter(|root| !root.exists());
+        for path in folder.into_iter().chain(stage.files().into_iter().filter(|path| !path.is_file())) {
+            match missing.iter_mut().find(|known| known.path == path) {
+                Some(known) => known.stages.push(stage.id.clone()),
+                None => missing.push(Missing { path, stages: vec![stage.id.clone()] }),
+            }
+        }
+    }
+    missing
 }

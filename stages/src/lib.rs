@@ -27,10 +27,17 @@ pub mod train_vae;
 
 pub mod train_dldm;
 
+pub mod train_dit;
+
 pub mod train_ar;
 
 pub mod rollout;
 
+pub mod evaluate;
+
+pub mod report;
+
+mod diffusion;
 mod model_file;
 mod source;
 mod training;
@@ -46,6 +53,9 @@ pub static STAGES: &[StageKind] = &[
     StageKind::of::<export::Export>(),
     StageKind::of::<train_vae::TrainVae>(),
     StageKind::of::<train_dldm::TrainDldm>(),
+    StageKind::of::<train_dit::TrainDit>(),
     StageKind::of::<train_ar::TrainAr>(),
     StageKind::of::<rollout::Rollout>(),
+    StageKind::of::<evaluate::Evaluate>(),
+    StageKind::of::<report::Report>(),
 ];

@@ -63,6 +63,7 @@ pub(crate) fn commit_loop(shared: &Shared, messages: &Receiver<CommitMessage>) {
             shared.fail(error);
             continue;
         }
+        shared.store.scratch().clear(finished.iter().map(|unit| &unit.key));
         for unit in done {
             unit.reply.send(unit.key, unit.settled);
         }

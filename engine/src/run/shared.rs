@@ -57,6 +57,7 @@ impl Shared {
             device: self.device.clone(),
             memory_bytes: self.memory_bytes,
             blobs: self.store.blobs(),
+            scratch: self.store.scratch(),
             progress: self.progress.bound(&stage.counters),
             cancel: self.cancel.clone(),
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const FAIL_POINTS: &[&str] = &[
     "run.begin",
     "file_hash.flush",
+    "scratch.rename",
     "blob.rename",
     "commit",
     "publish",

@@ -1,7 +1,7 @@
 //! What outlives a run: results by key, the rows that each pipeline publishes, and the files they name.
 //!
-//! A store is a folder: `manifest.sqlite` (any SQLite program opens it), `blobs/ab/cdef…` (files named by their content)
-//! and `lock`. One store serves many pipelines and one run at a time.
+//! A store is a folder: `manifest.sqlite` (any SQLite program opens it), `blobs/ab/cdef…` (files named by their content),
+//! `scratch` (how far unfinished units have come) and `lock`. One store serves many pipelines and one run at a time.
 //!
 //! Order of durable writes: blob, then memo row, then published row, then files outside the store. A crash between any
 //! two leaves something unused or something missing, never something wrong; the next run mends it.
@@ -11,6 +11,7 @@ mod fail;
 mod manifest;
 mod publish;
 mod rows;
+mod scratch;
 mod seen;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -26,6 +27,7 @@ pub use blobs::Blobs;
 pub use fail::{FAIL_POINTS, abort_at};
 pub use manifest::{Class, Finished, Memo, MemoRow, Quarantined, Row, RunRecord};
 pub use publish::{Placed, place};
+pub use scratch::Scratch;
 
 use crate::error::{Error, Result};
 use crate::fingerprint::Hash;
@@ -87,6 +89,10 @@ impl Store {
 
     pub fn blobs(&self) -> Blobs {
         self.blobs.clone()
+    }
+
+    pub fn scratch(&self) -> Scratch {
+        Scratch::at(&self.dir)
     }
 
     /// Stores one output row with the files that go with it. A long row becomes a blob at once; a short one is durable

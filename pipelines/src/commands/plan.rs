@@ -9,7 +9,7 @@ pub(crate) fn plan(args: &PlanArgs) -> miette::Result<ExitCode> {
     let plan = loading::plan(&args.pipeline)?;
     text::print(plan.to_string().trim_end())?;
     // Talk, as another machine may have the files: the plan itself reads the same everywhere.
-    for missing in loading::missing_files(&plan) {
+    for missing in loading::missing(&plan) {
         text::say(format_args!("missing: {missing}"));
     }
     Ok(ExitCode::SUCCESS)

@@ -59,7 +59,7 @@ fn override_runtime(plan: &mut Plan, args: &RunArgs) {
 
 /// All missing files at once, before anything runs.
 fn require_files(plan: &Plan) -> miette::Result<()> {
-    let missing: Vec<String> = loading::missing_files(plan).iter().map(ToString::to_string).collect();
+    let missing: Vec<String> = loading::missing(plan).iter().map(ToString::to_string).collect();
     if missing.is_empty() { Ok(()) } else { Err(miette!("{}", missing.join("\n"))) }
 }
 

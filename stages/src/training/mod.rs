@@ -4,7 +4,7 @@ mod clips;
 mod plot;
 mod reconstruct;
 
-pub(crate) use clips::held_out;
+pub(crate) use clips::{ClipReader, held_out};
 pub(crate) use plot::{Curve, plot_svg};
 pub(crate) use reconstruct::{Reconstruct, Reconstruction, Reconstructor};
 
@@ -80,4 +80,33 @@ impl Optimizer {
 pub(crate) fn recent_mean(points: &[(u32, f64)], count: usize) -> f64 {
     let recent = &points[points.len().saturating_sub(count)..];
     recent.iter().map(|point| point.1).sum::<f64>() / recent.len().max(1) as f64
+}
+
+/// Sums of differences in levels of 0..=255.
+#[derive(Default)]
+pub(crate) struct PixelErrors {
+    absolute: f64,
+    squared: f64,
+    count: f64,
+}
+
+impl PixelErrors {
+    pub(crate) fn add(&mut self, truth: &[u8], guess: &[u8]) {
+        for (a, b) in truth.iter().zip(guess) {
+            let difference = f64::from(*a) - f64::from(*b);
+            self.absolute += difference.abs();
+            self.squared += difference * difference;
+        }
+        self.count += truth.len() as f64;
+    }
+
+    /// In the range [-1, 1], as the training loss.
+    pub(crate) fn l1(&self) -> f64 {
+        self.absolute / self.count / 127.5
+    }
+
+    /// dB against a peak of 255; 138 where nothing differs.
+    pub(crate) fn psnr(&self) -> f64 {
+        10.0 * (255.0 * 255.0 / (self.squared / self.count).max(1e-9)).log10()
+    }
 }

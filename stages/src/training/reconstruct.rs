@@ -16,7 +16,7 @@ use vw2_models::train::order::{Order, mix};
 use vw2_models::weights::{self, Named, SaveType, Weights};
 
 use super::clips::{ClipReader, held_out};
-use super::{Curve, Optimizer, OptimizerParams, plot_svg, recent_mean};
+use super::{Curve, Optimizer, OptimizerParams, PixelErrors, plot_svg, recent_mean};
 
 /// The parameters of a training by reconstruction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -255,7 +255,7 @@ fn evaluate<M: Reconstruct>(
     device: &Device,
 ) -> Result<Check, StageError> {
     let [t, h, w] = clips.size;
-    let (mut ours, mut repeated) = (Error::default(), Error::default());
+    let (mut ours, mut repeated) = (PixelErrors::default(), PixelErrors::default());
     let mut rows: Vec<Vec<u8>> = Vec::new();
     let frame_bytes = h * w * 3;
     for &index in held.iter().take(32) {
@@ -277,35 +277,6 @@ fn evaluate<M: Reconstruct>(
 
 fn every_fourth(frames: &[u8], frame_bytes: usize) -> Vec<u8> {
     frames.chunks(frame_bytes).step_by(4).flatten().copied().collect()
-}
-
-/// Sums of differences in levels of 0..=255.
-#[derive(Default)]
-struct Error {
-    absolute: f64,
-    squared: f64,
-    count: f64,
-}
-
-impl Error {
-    fn add(&mut self, truth: &[u8], guess: &[u8]) {
-        for (a, b) in truth.iter().zip(guess) {
-            let difference = f64::from(*a) - f64::from(*b);
-            self.absolute += difference.abs();
-            self.squared += difference * difference;
-        }
-        self.count += truth.len() as f64;
-    }
-
-    /// In the range [-1, 1], as the training loss.
-    fn l1(&self) -> f64 {
-        self.absolute / self.count / 127.5
-    }
-
-    /// dB against a peak of 255.
-    fn psnr(&self) -> f64 {
-        10.0 * (255.0 * 255.0 / (self.squared / self.count).max(1e-9)).log10()
-    }
 }
 
 /// u8 [B, T, H, W, 3] to f32 [B, 3, T, H, W] in [-1, 1].

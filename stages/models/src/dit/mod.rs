@@ -11,6 +11,7 @@
 mod config;
 mod control;
 mod denoiser;
+pub mod hint;
 mod layers;
 mod network;
 #[cfg(test)]

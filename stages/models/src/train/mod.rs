@@ -19,7 +19,6 @@
 
 pub mod checkpoint;
 mod grads;
-pub mod hint;
 pub mod losses;
 pub mod metrics;
 mod optim;

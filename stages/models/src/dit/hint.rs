@@ -1,8 +1,15 @@
-//! From a coarse reconstruction to the control hint of the diffusion model: a larger, gray clip.
+//! From a coarse clip to the control hint of the diffusion model: a larger, gray clip.
 
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Tensor, TensorData};
+
+/// The hint that the VAE encodes for the control branch (spec 5.7): a coarse clip `[B, 3, T, h, w]`, about [-1, 1], to
+/// `[B, 3, T, height, width]` gray in [-1, 1].
+pub fn control_hint(coarse: Tensor<5>, height: usize, width: usize) -> Tensor<5> {
+    let large = resize(coarse, height, width);
+    gray(large.mul_scalar(0.5).add_scalar(0.5).clamp(0.0, 1.0).mul_scalar(255.0))
+}
 
 /// Bilinear resize of every frame, [B, C, T, H, W] to [B, C, T, height, width]: pixel centres at half positions, no
 /// antialiasing.

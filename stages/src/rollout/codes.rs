@@ -1,0 +1,85 @@
+//! Where a scene's codes come from: the AR model's imagination, or a file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use vw2_data::formats::code_dataset;
+use vw2_engine::stage::{Context, StageError, Unit};
+use vw2_models::ar::{Clips, CodeModel, Sampling};
+
+use super::{Rollout, scene_name};
+use crate::model_file::{ModelFile, values};
+
+/// The codes of each clip.
+pub(super) type ClipCodes = Vec<Vec<u32>>;
+
+pub(super) enum CodeSource {
+    Model { ar: ModelFile<Autoregressor>, clips: usize, task: Option<String>, sampling: Sampling },
+    File { by_scene: BTreeMap<String, ClipCodes>, clips: Option<usize> },
+}
+
+/// The AR model with the names of its tasks.
+pub(super) struct Autoregressor {
+    model: CodeModel,
+    tasks: Vec<String>,
+}
+
+impl CodeSource {
+    pub(super) fn open(params: &Rollout, ctx: &Context) -> Result<CodeSource, StageError> {
+        if let Some(file) = &params.codes {
+            return Ok(CodeSource::File { by_scene: read(&file.0)?, clips: params.clips });
+        }
+        let ar = ModelFile::new(ctx, params.weights.ar.as_ref(), "ar", |weights, device| {
+            let tasks = weights.metadata().get("tasks").map_or(Ok(Vec::new()), |text| serde_json::from_str(text))?;
+            Ok(Autoregressor { model: CodeModel::load(weights, device)?, tasks })
+        })?;
+        let (clips, task, sampling) = (params.clips.unwrap_or(1), params.task.clone(), params.sampling.clone());
+        Ok(CodeSource::Model { ar, clips, task, sampling })
+    }
+
+    /// The scene's codes, or why it has none. `feature` is the dLDM's of the start frame, `[1, C, h, w]`.
+    pub(super) fn codes(&mut self, unit: &Unit, feature: Tensor<4>) -> Result<Result<ClipCodes, String>, StageError> {
+        match self {
+            CodeSource::Model { ar, clips, task, sampling } => {
+                let (ar, _) = ar.get(unit)?;
+                let task = task_number(task.as_deref(), &ar.tasks)?;
+                Ok(Ok(ar.model.generate(&values(feature), task, Clips::Exactly(*clips), sampling)?))
+            }
+            CodeSource::File { by_scene, clips } => {
+                let name = scene_name(&unit.id);
+                let plain = name.rsplit('/').next().unwrap_or(name);
+                let Some(codes) = by_scene.get(name).or_else(|| by_scene.get(plain)) else {
+                    let known: Vec<&str> = by_scene.keys().take(5).map(String::as_str).collect();
+                    return Ok(Err(format!(
+                        "`codes` has none for `{name}`; it has {} scenes: {}, …",
+                        by_scene.len(),
+                        known.join(", ")
+                    )));
+                };
+                Ok(Ok(codes[..clips.unwrap_or(codes.len()).min(codes.len())].to_vec()))
+            }
+        }
+    }
+}
+
+/// The codes of a file by the name of their video.
+fn read(path: &Path) -> Result<BTreeMap<String, ClipCodes>, StageError> {
+    let mut by_scene: BTreeMap<String, ClipCodes> = BTreeMap::new();
+    let (mut rows, _) = code_dataset::read(path)?;
+    rows.sort_by(|a, b| (&a.video, a.clip).cmp(&(&b.video, b.clip)));
+    for row in rows {
+        let codes = row.codes.into_iter().map(u32::from).collect();
+        by_scene.entry(scene_name(&row.video).to_owned()).or_default().push(codes);
+    }
+    Ok(by_scene)
+}
+
+/// A task's place in the model's list.
+pub(super) fn task_number(task: Option<&str>, tasks: &[String]) -> Result<u32, StageError> {
+    let Some(task) = task else { return Ok(0) };
+    match tasks.iter().position(|known| known == task) {
+        Some(index) => Ok(index as u32),
+        None => Err(format!("the model knows no task `{task}`; it was trained on {}", tasks.join(", ")).into()),
+    }
+}
