@@ -22,7 +22,9 @@ pub(crate) fn convert(args: &ConvertArgs) -> miette::Result<ExitCode> {
         Conversion::new(&weights, &prefix(&args.prefix), float_type(args.dtype)).map_err(|error| miette!("{error}"))?;
     let lost = write(&conversion, to)?;
     for Lost { name, count } in &lost {
-        text::say(format_args!("warning: `{name}`: {count} of its values are too large for the type and became infinite"));
+        text::say(format_args!(
+            "warning: `{name}`: {count} of its values are too large for the type and became infinite"
+        ));
     }
     let config = match (weights.metadata().contains_key("config"), conversion.metadata().contains_key("config")) {
         (true, _) => ", with its configuration",
