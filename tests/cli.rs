@@ -12,10 +12,10 @@ fn told(project: &Project, arguments: &[&str]) -> String {
 #[test]
 fn every_command_helps_with_examples() {
     let project = Project::new();
-    for arguments in
-        [&["--help"][..], &["run", "--help"], &["plan", "--help"], &["stages", "--help"], &["status", "--help"]]
-    {
-        let help = project.vw2(arguments);
+    let commands = ["", "run", "plan", "stages", "status", "show", "show weights", "convert"];
+    for command in commands {
+        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let help = project.vw2(&arguments);
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{arguments:?}");
         for wanted in ["Examples:\n  vw2-pipe ", "Usage: vw2-pipe"] {
             assert!(help.stdout.contains(wanted), "{arguments:?} lacks `{wanted}`: {}", help.stdout);
@@ -96,6 +96,66 @@ fn stdout_holds_one_json_object_and_nothing_else() {
     // Without the option, the same is a table for people.
     let told = project.vw2(&["run", PIPELINE, "--only", "clips"]);
     assert!(told.stdout.contains("clips") && told.stdout.contains("executed"), "{told:#?}");
+}
+
+#[test]
+fn a_weights_file_is_shown_with_the_model_that_it_fits() {
+    let project = Project::new();
+    for (name, model, parameters) in [("vae-tiny", "VAE", 668_043), ("dldm-tiny", "dLDM", 2_693_664)] {
+        let path = super::project::weights(name);
+        let path = path.to_str().unwrap();
+        let shown = project.vw2(&["show", "weights", path]);
+        let fits = format!("fit the {model} in the configuration of its metadata\n");
+        assert!(shown.code == 0 && shown.stdout.ends_with(&fits), "{shown:#?}");
+        let json = project.vw2(&["show", "weights", path, "--json"]).json();
+        assert_eq!(json["totals"]["parameters"], parameters, "{name}");
+        assert_eq!((&json["models"][0]["model"], &json["models"][0]["fits"]), (&model.into(), &true.into()));
+        let all = project.vw2(&["show", "weights", path, "--all"]).stdout;
+        let tensors = json["tensors"].as_array().unwrap();
+        assert!(
+            tensors.iter().all(|tensor| all.contains(&format!("\n{} ", tensor["name"].as_str().unwrap()))),
+            "{all}"
+        );
+    }
+    let vae = project.vw2(&["show", "weights", super::project::weights("vae-tiny").to_str().unwrap()]).stdout;
+    let (table, _) = vae.split_once("\nmetadata").unwrap();
+    insta::assert_snapshot!(table.split_once('\n').unwrap().1);
+}
+
+#[test]
+fn weights_convert_to_another_type_and_back() {
+    let project = Project::new();
+    let shipped = super::project::weights("vae-tiny");
+    let shipped = shipped.to_str().unwrap();
+    // Stored as f16, so nothing is lost on the way.
+    let steps = [(shipped, "wide", "f32"), ("wide", "back", "f16"), ("back", "kept", "keep")];
+    for (from, to, dtype) in steps {
+        let converted = project.vw2(&["convert", from, to, "--dtype", dtype]);
+        assert_eq!((converted.code, converted.stderr.as_str()), (0, ""), "{converted:#?}");
+        assert!(converted.stdout.ends_with(", with its configuration\n"), "{converted:#?}");
+    }
+    let bytes = |name: &str| std::fs::read(project.path(name)).unwrap();
+    let original = std::fs::read(shipped).unwrap();
+    assert!(bytes("back") == original && bytes("kept") == original && bytes("wide").len() > original.len());
+
+    project.write("bad", "no weights");
+    let cases: &[(&[&str], &str)] = &[
+        (&["convert", shipped, "kept"], "`kept` exists; `--force` replaces it"),
+        (&["convert", shipped, "x", "--prefix", "net"], "no name begins with `net.`; names begin with `conv1.`"),
+        (&["convert", "bad", "x"], "neither a safetensors file nor a PyTorch checkpoint"),
+        (&["convert", "none", "x"], "none"),
+        (&["convert", shipped, "no/folder/x"], "cannot write `no/folder/x`"),
+        (&["convert", shipped, "x", "--dtype", "f8"], "possible values: keep, f32, f16, bf16"),
+        (&["show", "weights", "bad"], "neither a safetensors file nor a PyTorch checkpoint"),
+    ];
+    for (arguments, wanted) in cases {
+        let told = told(&project, arguments).replace("\n  │ ", " ");
+        assert!(told.starts_with("exit 2\n") && told.contains(wanted), "{arguments:?} lacks `{wanted}`: {told}");
+    }
+    let part = project.vw2(&["convert", shipped, "kept", "--prefix", "decoder", "--force"]);
+    assert!(part.code == 0 && bytes("kept").len() < original.len(), "{part:#?}");
+    let left: Vec<_> = project.tree("").into_keys().collect();
+    assert_eq!(left, ["back", "bad", "kept", "wide"].map(std::path::PathBuf::from), "nothing is left halfway");
 }
 
 /// Why few `clips` units run on many samples.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use vw2_stages::STAGES;
 
 /// Exit code of a run that ended, but with more quarantined units than `max_quarantined` allows.
@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     Stages(StagesArgs),
     Status(StatusArgs),
+    Show(ShowArgs),
+    Convert(ConvertArgs),
 }
 
 /// Bring everything that a pipeline wants up to date
@@ -108,6 +110,75 @@ pub(crate) struct StatusArgs {
     /// Folder of the store
     #[arg(long, value_name = "DIR", default_value = ".vw2")]
     pub(crate) store: PathBuf,
+}
+
+/// Show what a file holds
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe show weights data/samples/weights/dldm-tiny.safetensors")]
+pub(crate) struct ShowArgs {
+    #[command(subcommand)]
+    pub(crate) what: ShowCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ShowCommand {
+    Weights(ShowWeightsArgs),
+}
+
+/// Names, shapes and types of a weights file, and which model it fits; reads no tensor
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe show weights data/samples/weights/dldm-tiny.safetensors
+  vw2-pipe show weights VideoWorld2_dLDM_DiT.pth --all      every tensor on a line of its own
+  vw2-pipe show weights tokenizer.pth --json")]
+pub(crate) struct ShowWeightsArgs {
+    /// A safetensors, .pt or .pth file; pickle is not executed
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// List every tensor, instead of one line for names that differ in numbers only
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Print exactly one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Copy a checkpoint into a safetensors file, tensor by tensor
+///
+/// The copy carries the model's configuration, so that stages load it without guessing. Equal content gives equal bytes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe convert tokenizer.pth vae.safetensors
+  vw2-pipe convert VideoWorld2_dLDM_DiT.pth dit.safetensors --prefix net. --dtype bf16
+  vw2-pipe convert data/samples/weights/vae-tiny.safetensors vae-f32.safetensors --dtype f32 --force")]
+pub(crate) struct ConvertArgs {
+    /// A safetensors, .pt or .pth file; pickle is not executed
+    #[arg(value_name = "IN")]
+    pub(crate) from: PathBuf,
+    /// The safetensors file to write
+    #[arg(value_name = "OUT")]
+    pub(crate) to: PathBuf,
+    /// Take only names below this one, and take it off
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) prefix: String,
+    /// Type to write floats in; integers keep theirs
+    #[arg(long, value_name = "TYPE", default_value = "keep")]
+    pub(crate) dtype: FloatType,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FloatType {
+    Keep,
+    F32,
+    F16,
+    Bf16,
 }
 
 /// Which pipeline, and what to change in it for this once.

@@ -10,6 +10,7 @@ mod cli;
 mod commands;
 
 mod loading;
+mod numbered;
 mod progress;
 mod text;
 
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::plan(args),
         Command::Stages(args) => commands::stages::stages(args),
         Command::Status(args) => commands::status::status(args),
+        Command::Show(args) => commands::show::show(args),
+        Command::Convert(args) => commands::convert::convert(args),
     };
     done.unwrap_or_else(|error| {
         text::say(format_args!("{error:?}"));

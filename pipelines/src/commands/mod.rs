@@ -7,3 +7,7 @@ pub(crate) mod plan;
 pub(crate) mod stages;
 
 pub(crate) mod status;
+
+pub(crate) mod show;
+
+pub(crate) mod convert;

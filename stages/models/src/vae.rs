@@ -25,7 +25,10 @@ use crate::weights::{Named, Names, Visitor, Weights, config_of, load, preset};
 use network::{Decoder, Encoder};
 use stream::Stream;
 
-const PRESETS: &str = include_str!("../presets/vae.toml");
+pub(crate) const PRESETS: &str = include_str!("../presets/vae.toml");
+
+/// A name that every VAE has.
+pub(crate) const PROBE: &str = "encoder.conv1.weight";
 
 /// Sizes of a VAE. Names are the published ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,7 +146,7 @@ impl Vae {
     /// As [`Vae::load`].
     pub fn load_as(config: &VaeConfig, weights: &Weights, device: &Device) -> Result<Vae> {
         let mut vae = Vae::new(config, device, 0)?;
-        load(&mut vae, weights, &weights.prefix_of("encoder.conv1.weight"))?;
+        load(&mut vae, weights, &weights.prefix_of(PROBE))?;
         Ok(vae)
     }
 

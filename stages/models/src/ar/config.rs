@@ -42,7 +42,7 @@ fn default_positions() -> usize {
     4096
 }
 
-const PRESETS: &str = include_str!("../../presets/ar.toml");
+pub(crate) const PRESETS: &str = include_str!("../../presets/ar.toml");
 
 impl ArConfig {
     /// The preset of that name, over `vocab_size` ids.

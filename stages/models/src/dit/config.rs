@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::weights::{Weights, config_of, preset};
 
-const PRESETS: &str = include_str!("../../presets/dit.toml");
+pub(crate) const PRESETS: &str = include_str!("../../presets/dit.toml");
 
 /// Sizes and variants of a DiT with its control branch. Variants other than the released ones are known by name, and
 /// refused.

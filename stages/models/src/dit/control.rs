@@ -71,7 +71,7 @@ impl Control {
         config: &DitConfig,
         tap: &mut Tap<'_>,
     ) -> Tensor<4> {
-        let weight = self.x_embedder2.weight.val();
+        let weight = self.x_embedder2.weight_as(hint.dtype());
         let columns = |start: usize, channels: usize| {
             let used = weight.clone().narrow(1, config.patch_values(start), config.patch_values(channels));
             used.transpose().unsqueeze::<4>()

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::weights::{Weights, config_of, preset};
 
-const PRESETS: &str = include_str!("../../presets/dldm.toml");
+pub(crate) const PRESETS: &str = include_str!("../../presets/dldm.toml");
 
 /// How pixels are gathered into patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -22,6 +22,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use vw2_kernels::{fsq, fsq_codes_to_indices, fsq_dequantise};
 
+pub(crate) use config::PRESETS;
 pub use config::{DldmConfig, PatchMethod};
 pub use patcher::Patcher;
 
@@ -31,6 +32,9 @@ use crate::weights::{Named, Names, Visitor, Weights, load};
 use blocks::{Residual, pointwise, walk_conv};
 use decoder::Decoder;
 use encoder::Encoder;
+
+/// A name that every dLDM has.
+pub(crate) const PROBE: &str = "encoder.conv_in.0.conv3d.weight";
 
 /// The dLDM. A Burn module, so that it can be trained.
 #[derive(Module, Debug)]
@@ -94,7 +98,7 @@ impl Dldm {
     /// As [`Dldm::load`].
     pub fn load_as(config: &DldmConfig, weights: &Weights, device: &Device) -> Result<Dldm> {
         let mut dldm = Dldm::new(config, device, 0)?;
-        load(&mut dldm, weights, &weights.prefix_of("encoder.conv_in.0.conv3d.weight"))?;
+        load(&mut dldm, weights, &weights.prefix_of(PROBE))?;
         Ok(dldm)
     }
 

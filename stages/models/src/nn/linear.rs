@@ -1,7 +1,7 @@
 //! Linear map with the published layout.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::Init;
 use crate::weights::{Named, Names, Visitor};
@@ -44,23 +44,29 @@ impl Linear {
         }
     }
 
-    /// `[.., in] -> [.., out]`.
+    /// `[.., in] -> [.., out]`, in the type of `x`: a weight that is held in fewer bits is widened for this call.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let mut shape = x.dims();
         let inputs = shape[D - 1];
         let rows = shape[..D - 1].iter().product();
-        let mut y = x.reshape([rows, inputs]).matmul(self.weight.val().transpose());
+        let dtype = x.dtype();
+        let mut y = x.reshape([rows, inputs]).matmul(self.weight_as(dtype).transpose());
         if let Some(bias) = &self.bias {
-            y = y + bias.val().unsqueeze();
+            y = y + bias.val().cast(dtype).unsqueeze();
         }
         shape[D - 1] = self.weight.dims()[0];
         y.reshape(shape)
+    }
+
+    /// The weight `[out, in]` in the type in which it is to be used; it may be held in fewer bits.
+    pub fn weight_as(&self, dtype: DType) -> Tensor<2> {
+        self.weight.val().cast(dtype)
     }
 }
 
 impl Named for Linear {
     fn walk<V: Visitor>(&mut self, names: &mut Names<'_, V>) {
-        names.param("weight", &mut self.weight);
+        names.matrix("weight", &mut self.weight);
         names.optional("bias", &mut self.bias);
     }
 }

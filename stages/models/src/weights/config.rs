@@ -12,12 +12,28 @@ use crate::error::{Error, Result};
 /// # Errors
 /// There is no such table; the message names those that exist.
 pub fn preset<C: DeserializeOwned>(presets: &str, name: &str) -> Result<C> {
-    let mut tables: BTreeMap<String, toml::Value> =
-        toml::from_str(presets).map_err(|error| Error::Config(format!("presets: {error}")))?;
+    let mut tables = tables(presets)?;
     let Some(table) = tables.remove(name) else {
         let known: Vec<String> = tables.into_keys().collect();
         return Err(Error::Config(format!("there is no preset `{name}`; take one of {}", known.join(", "))));
     };
+    parse(name, table)
+}
+
+/// All tables of a file of presets, by name.
+///
+/// # Errors
+/// One of them cannot be parsed.
+pub fn presets<C: DeserializeOwned>(presets: &str) -> Result<Vec<(String, C)>> {
+    let tables = tables(presets)?;
+    tables.into_iter().map(|(name, table)| parse(&name, table).map(|config| (name, config))).collect()
+}
+
+fn tables(presets: &str) -> Result<BTreeMap<String, toml::Value>> {
+    toml::from_str(presets).map_err(|error| Error::Config(format!("presets: {error}")))
+}
+
+fn parse<C: DeserializeOwned>(name: &str, table: toml::Value) -> Result<C> {
     table.try_into().map_err(|error| Error::Config(format!("preset `{name}`: {error}")))
 }
 

@@ -9,14 +9,15 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use burn::store::pytorch_reader::{self, PytorchReader};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 use safetensors::tensor::TensorInfo;
 
+use super::Precision;
 use crate::error::{Error, Result};
 
 /// Type of a stored element. All of them are read; [`Dtype::is_float`] tells weights from bookkeeping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dtype {
     F64,
     F32,
@@ -130,10 +131,16 @@ impl Weights {
     /// Checkpoints wrap a model's names in dictionaries and in names of outer networks; the shortest wrapping is taken.
     /// Without any match it is `""`, so that loading then lists what is missing.
     pub fn prefix_of(&self, probe: &str) -> String {
-        let wrapped =
-            |name: &&str| name.strip_suffix(probe).is_some_and(|before| before.is_empty() || before.ends_with('.'));
-        let name = self.names().filter(wrapped).min_by_key(|name| name.len());
-        name.map_or(String::new(), |name| name[..name.len() - probe.len()].to_owned())
+        self.prefixes_of(probe).into_iter().next().unwrap_or_default()
+    }
+
+    /// Everything that stands before `probe` (see [`Weights::prefix_of`]), the shortest first.
+    pub fn prefixes_of(&self, probe: &str) -> Vec<String> {
+        let before = |name: &str| name.strip_suffix(probe).map(str::to_owned);
+        let mut prefixes: Vec<String> = self.names().filter_map(before).collect();
+        prefixes.retain(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+        prefixes.sort_by_key(String::len);
+        prefixes
     }
 
     /// A tensor as f32, whatever numeric type it is stored in.
@@ -179,15 +186,45 @@ impl Weights {
     /// # Errors
     /// As [`Weights::f32s`]; also if its rank is not `D`.
     pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Result<Tensor<D>> {
-        let values = self.f32s(name)?;
-        let shape = self.entries[name].shape.clone();
-        if shape.len() != D {
-            return Err(self.damaged(format!("`{name}` has shape {shape:?}, but rank {D} is wanted")));
-        }
-        Ok(Tensor::from_data(TensorData::new(values, shape), device))
+        self.tensor_as(name, device, Precision::F32)
     }
 
-    fn bytes(&self, name: &str) -> Result<(Vec<u8>, Dtype)> {
+    /// As [`Weights::tensor`], held as f32 or bf16.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn tensor_as<const D: usize>(&self, name: &str, device: &Device, precision: Precision) -> Result<Tensor<D>> {
+        let shape = match self.shape(name) {
+            Some(shape) if shape.len() != D => {
+                return Err(self.damaged(format!("`{name}` has shape {shape:?}, but rank {D} is wanted")));
+            }
+            shape => shape.unwrap_or_default().to_vec(),
+        };
+        let wanted = match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        let stored = match self.dtype(name) {
+            Some(Dtype::BF16) => Some(DType::BF16),
+            Some(Dtype::F16) => Some(DType::F16),
+            Some(Dtype::F32) => Some(DType::F32),
+            _ => None,
+        };
+        let data = match stored.filter(|_| cfg!(target_endian = "little")) {
+            Some(dtype) => TensorData::from_bytes_vec(self.bytes(name)?.0, shape, dtype),
+            None => TensorData::new(self.f32s(name)?, shape),
+        };
+        if data.dtype() == wanted {
+            return Ok(Tensor::from_data(data, (device, wanted)));
+        }
+        // Burn's loops are compiled for speed in every profile, which matters for 2 billion values.
+        let host = &Device::flex();
+        let data = Tensor::<D>::from_data(data, (host, stored.unwrap_or(DType::F32))).cast(wanted).into_data();
+        Ok(Tensor::from_data(data, (device, wanted)))
+    }
+
+    /// The stored bytes of a tensor, little-endian and row-major, and their type.
+    pub(super) fn bytes(&self, name: &str) -> Result<(Vec<u8>, Dtype)> {
         let entry = self.entries.get(name).ok_or_else(|| self.damaged(format!("there is no tensor `{name}`")))?;
         let bytes = match &entry.source {
             Source::Bytes { path, offset, size_bytes } => {
@@ -221,6 +258,44 @@ impl Dtype {
             Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
             Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::U16 => 2,
             Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
+        }
+    }
+
+    /// The type of a tensor in memory, if a file can hold it.
+    pub(super) fn from_burn(dtype: DType) -> Option<Dtype> {
+        Some(match dtype {
+            DType::F64 => Dtype::F64,
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::I64 => Dtype::I64,
+            DType::I32 => Dtype::I32,
+            DType::I16 => Dtype::I16,
+            DType::I8 => Dtype::I8,
+            DType::U64 => Dtype::U64,
+            DType::U32 => Dtype::U32,
+            DType::U16 => Dtype::U16,
+            DType::U8 => Dtype::U8,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn to_safetensors(self) -> safetensors::Dtype {
+        use safetensors::Dtype as S;
+        match self {
+            Dtype::F64 => S::F64,
+            Dtype::F32 => S::F32,
+            Dtype::F16 => S::F16,
+            Dtype::BF16 => S::BF16,
+            Dtype::I64 => S::I64,
+            Dtype::I32 => S::I32,
+            Dtype::I16 => S::I16,
+            Dtype::I8 => S::I8,
+            Dtype::U64 => S::U64,
+            Dtype::U32 => S::U32,
+            Dtype::U16 => S::U16,
+            Dtype::U8 => S::U8,
+            Dtype::Bool => S::BOOL,
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
 use burn::module::Param;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use super::{Named, Names, Visitor, Weights};
 use crate::error::{Error, Result};
@@ -49,25 +49,63 @@ pub struct Mismatch {
     pub mistyped: Vec<(String, super::Dtype)>,
 }
 
-/// Fills `model` from the names below `prefix` (see [`Weights::prefix_of`]). Where names, shapes and types agree, all
-/// parameters are replaced, on the devices where they lie; else the model is left half filled and must be dropped.
-///
-/// # Errors
-/// [`Error::Mismatch`] with everything that differs, or a tensor cannot be read.
-pub fn load(model: &mut impl Named, weights: &Weights, prefix: &str) -> Result<()> {
-    load_among(model, weights, prefix, |_| true)
+/// How the weights of linear maps are held on the device. All else is f32: it is small, and is used as it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    /// Half the memory. A layer widens its weight when it is used, one layer at a time; arithmetic stays f32.
+    Bf16,
 }
 
-/// As [`load`], where other models may have names below the same prefix: only names for which `ours` holds must all be
+/// Fills `model` in f32 from the names below `prefix` (see [`Weights::prefix_of`]). All parameters are replaced, on the
+/// devices where they lie, one tensor at a time; the file's own types do not matter.
+///
+/// # Errors
+/// [`Error::Mismatch`] with everything that differs: then nothing is read, and the model is as before. Or a tensor cannot
+/// be read: then the model is half filled and must be dropped.
+pub fn load(model: &mut impl Named, weights: &Weights, prefix: &str) -> Result<()> {
+    load_as(model, weights, prefix, Precision::F32)
+}
+
+/// As [`load`], with a choice of how weights are held.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_as(model: &mut impl Named, weights: &Weights, prefix: &str, precision: Precision) -> Result<()> {
+    load_among(model, weights, prefix, precision, |_| true)
+}
+
+/// As [`load_as`], where other models may have names below the same prefix: only names for which `ours` holds must all be
 /// asked for. It sees them without the prefix.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_among(model: &mut impl Named, weights: &Weights, prefix: &str, ours: impl Fn(&str) -> bool) -> Result<()> {
-    let mut loader = Loader {
+pub fn load_among(
+    model: &mut impl Named,
+    weights: &Weights,
+    prefix: &str,
+    precision: Precision,
+    ours: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let mismatch = compare_among(model, weights, prefix, ours);
+    if !mismatch.is_empty() {
+        return Err(Error::Mismatch(Box::new(mismatch)));
+    }
+    let mut filler = Filler { weights, prefix, precision, failed: None };
+    model.walk(&mut Names::new(&mut filler));
+    filler.failed.map_or(Ok(()), Err)
+}
+
+/// All differences between what `model` asks for and the names below `prefix`. Reads no tensor, initialises nothing.
+pub fn compare(model: &mut impl Named, weights: &Weights, prefix: &str) -> Mismatch {
+    compare_among(model, weights, prefix, |_| true)
+}
+
+/// As [`compare`], where other models may have names below the same prefix (see [`load_among`]).
+pub fn compare_among(model: &mut impl Named, weights: &Weights, prefix: &str, ours: impl Fn(&str) -> bool) -> Mismatch {
+    let mut comparer = Comparer {
         weights,
         asked: BTreeSet::new(),
-        failed: None,
         report: Mismatch {
             path: weights.path().to_owned(),
             prefix: prefix.to_owned(),
@@ -77,25 +115,27 @@ pub fn load_among(model: &mut impl Named, weights: &Weights, prefix: &str, ours:
             mistyped: Vec::new(),
         },
     };
-    model.walk(&mut Names::new(&mut loader));
-    let Loader { asked, failed, mut report, .. } = loader;
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    let ignored = |name: &str| IGNORED.contains(&name.rsplit('.').next().unwrap_or(name));
-    let below = weights.names().filter(|name| name.strip_prefix(prefix).is_some_and(&ours));
-    report.unexpected = below.filter(|name| !asked.contains(*name) && !ignored(name)).map(str::to_owned).collect();
-    if report.is_empty() { Ok(()) } else { Err(Error::Mismatch(Box::new(report))) }
+    model.walk(&mut Names::new(&mut comparer));
+    let Comparer { asked, mut report, .. } = comparer;
+    let below = weights.names().filter_map(|name| Some((name, name.strip_prefix(prefix)?)));
+    let left_over = below.filter(|(name, rest)| !asked.contains(*name) && !ignored(rest) && ours(rest));
+    report.unexpected = left_over.map(|(name, _)| name.to_owned()).collect();
+    report
 }
 
-struct Loader<'a> {
+/// Whether a name below the prefix may be left over: a bookkeeping buffer, or a part of the dLDM that a combined
+/// checkpoint carries along, unless that dLDM is what is asked for.
+fn ignored(name: &str) -> bool {
+    IGNORED.contains(&name.rsplit('.').next().unwrap_or(name)) || name.split('.').any(|part| part == "ldm_net")
+}
+
+struct Comparer<'a> {
     weights: &'a Weights,
     asked: BTreeSet<String>,
-    failed: Option<Error>,
     report: Mismatch,
 }
 
-impl Visitor for Loader<'_> {
+impl Visitor for Comparer<'_> {
     fn param<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) {
         let name = format!("{}{name}", self.report.prefix);
         let wanted = param.lazy_shape().to_vec();
@@ -104,10 +144,6 @@ impl Visitor for Loader<'_> {
                 self.report.misshapen.push((name.clone(), wanted, found.to_vec()));
             }
             (_, Some(dtype)) if !dtype.is_float() => self.report.mistyped.push((name.clone(), dtype)),
-            (Some(_), Some(_)) if self.failed.is_none() => match self.weights.f32s(&name) {
-                Ok(values) => set(param, TensorData::new(values, wanted)),
-                Err(error) => self.failed = Some(error),
-            },
             (Some(_), Some(_)) => {}
             _ => self.report.missing.push((name.clone(), wanted)),
         }
@@ -119,16 +155,45 @@ impl Visitor for Loader<'_> {
     }
 }
 
-/// Puts other values into a parameter; its identity, device and gradient setting stay.
-fn set<const D: usize>(param: &mut Param<Tensor<D>>, values: TensorData) {
-    let value = Tensor::from_data(values, &param.lazy_device());
-    *param = param.clone().transform_for_load(value, param.id);
+struct Filler<'a> {
+    weights: &'a Weights,
+    prefix: &'a str,
+    precision: Precision,
+    failed: Option<Error>,
+}
+
+impl Filler<'_> {
+    /// Puts the stored values into a parameter; its identity, device and gradient setting stay.
+    fn fill<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>, precision: Precision) {
+        if self.failed.is_some() {
+            return;
+        }
+        match self.weights.tensor_as(&format!("{}{name}", self.prefix), &param.lazy_device(), precision) {
+            Ok(value) => *param = param.clone().transform_for_load(value, param.id),
+            Err(error) => self.failed = Some(error),
+        }
+    }
+}
+
+impl Visitor for Filler<'_> {
+    fn param<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) {
+        self.fill(name, param, Precision::F32);
+    }
+
+    fn matrix(&mut self, name: &str, param: &mut Param<Tensor<2>>) {
+        self.fill(name, param, self.precision);
+    }
 }
 
 impl Mismatch {
     pub fn is_empty(&self) -> bool {
+        self.count() == 0
+    }
+
+    /// How many names differ.
+    pub fn count(&self) -> usize {
         let Mismatch { missing, unexpected, misshapen, mistyped, .. } = self;
-        missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() && mistyped.is_empty()
+        missing.len() + unexpected.len() + misshapen.len() + mistyped.len()
     }
 }
 

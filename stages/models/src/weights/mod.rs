@@ -1,19 +1,25 @@
 //! Weights by their published names: read from safetensors and `.pt`/`.pth`, written as safetensors.
 //!
 //! A model lists each of its parameters once, in [`Named::walk`], under the name that upstream published. From this one
-//! listing come strict loading ([`load`]), saving ([`save_model`], [`collect`]) and access by name.
+//! listing come strict loading ([`load`]), saving ([`save_model`], [`collect`]), access by name, and the answer to which
+//! models a file holds ([`fits`]).
 //!
 //! Differs from upstream: loading is strict. All missing, unexpected and misshapen names stand in one error.
 
 mod config;
+mod convert;
 mod file;
+mod fit;
+mod layout;
 mod load;
 mod named;
 mod save;
 
-pub use config::{config_of, preset};
+pub use config::{config_of, preset, presets};
+pub use convert::{Conversion, Lost};
 pub use file::{Dtype, Weights};
-pub use load::{Mismatch, load, load_among};
+pub use fit::{Fit, Origin, Verdict, fits};
+pub use load::{Mismatch, Precision, compare, compare_among, load, load_among, load_as};
 pub use named::{Named, Names, Note, Visitor, device_of, shapes};
 pub use save::{NamedClone, SaveType, collect, save_model, save_safetensors, to_safetensors};
 

@@ -15,6 +15,11 @@ pub trait Visitor {
     /// A float parameter, or a float buffer which is stored with the weights but not trained (its gradient is off).
     fn param<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>);
 
+    /// The weight of a linear map, which casts it to the type of its input: it may be held in fewer bits.
+    fn matrix(&mut self, name: &str, param: &mut Param<Tensor<2>>) {
+        self.param(name, param);
+    }
+
     /// A buffer of upstream that only keeps books: it is written as given, and read by nobody.
     fn note(&mut self, _name: &str, _note: &Note) {}
 }
@@ -49,6 +54,13 @@ impl<'a, V: Visitor> Names<'a, V> {
         if let Some(param) = param {
             self.param(name, param);
         }
+    }
+
+    /// As [`Names::param`], for a parameter whose every use casts it (see [`Visitor::matrix`]).
+    pub fn matrix(&mut self, name: &str, param: &mut Param<Tensor<2>>) {
+        let kept = self.enter(name);
+        self.visitor.matrix(&self.prefix, param);
+        self.prefix.truncate(kept);
     }
 
     pub fn note(&mut self, name: &str, note: &Note) {

@@ -5,13 +5,10 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData};
-use half::f16;
-use safetensors::Dtype;
-use safetensors::tensor::TensorInfo;
-use serde_json::json;
 
+use super::layout::{Slot, encode, lay_out};
 use super::named::Note;
-use super::{Named, Names, Visitor};
+use super::{Dtype, Named, Names, Visitor};
 use crate::error::{Error, Result};
 
 /// Type in which f32 tensors are written. Integer tensors keep theirs.
@@ -20,6 +17,18 @@ pub enum SaveType {
     F32,
     /// Half the size; values beyond 65504 become infinite, below 6e-8 zero.
     F16,
+    /// Half the size; the range of f32 with 8 significant bits.
+    Bf16,
+}
+
+impl SaveType {
+    pub(super) fn dtype(self) -> Dtype {
+        match self {
+            SaveType::F32 => Dtype::F32,
+            SaveType::F16 => Dtype::F16,
+            SaveType::Bf16 => Dtype::BF16,
+        }
+    }
 }
 
 /// All tensors of a model with their published names, in the order of its walk: f32, and integers for upstream's
@@ -87,53 +96,19 @@ pub fn to_safetensors(
     metadata: &BTreeMap<String, String>,
     save_type: SaveType,
 ) -> Result<Vec<u8>> {
-    // The crate's own writer puts metadata in the order of a hash map, which differs from run to run.
-    let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        header.insert("__metadata__".into(), json!(metadata));
-    }
-    let mut data = Vec::new();
-    let mut sorted: Vec<_> =
-        tensors.iter().map(|(name, tensor)| (name, tensor, stored_type(tensor, save_type))).collect();
-    // Wide types first, so that every tensor is aligned.
-    sorted.sort_by_key(|(name, _, dtype)| (std::cmp::Reverse(dtype.map(|dtype| dtype.bitsize())), *name));
-    for (name, tensor, dtype) in sorted {
-        let dtype = dtype
+    let mut slots = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let dtype = Dtype::from_burn(tensor.dtype())
             .ok_or_else(|| Error::Input(format!("`{name}` has type {:?}, which cannot be saved", tensor.dtype())))?;
-        let start = data.len();
-        match (dtype, tensor.dtype()) {
-            (Dtype::F16, DType::F32) => {
-                let values = tensor.as_slice::<f32>().expect("its type is f32");
-                data.extend(values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()));
-            }
-            _ => data.extend_from_slice(tensor.as_bytes()),
-        }
-        let entry = TensorInfo { dtype, shape: tensor.shape().to_vec(), data_offsets: (start, data.len()) };
-        if header.insert(name.clone(), json!(entry)).is_some() {
-            return Err(Error::Input(format!("tensor `{name}` is to be saved twice")));
+        let dtype = if dtype == Dtype::F32 { save_type.dtype() } else { dtype };
+        slots.push((Slot { name: name.clone(), dtype, shape: tensor.shape().to_vec() }, tensor));
+    }
+    let mut file = lay_out(&mut slots, metadata)?;
+    for (slot, tensor) in slots {
+        match tensor.dtype() {
+            DType::F32 => file.extend(encode(tensor.as_slice().expect("its type is f32"), slot.dtype)),
+            _ => file.extend_from_slice(tensor.as_bytes()),
         }
     }
-    let mut header = serde_json::to_vec(&header).map_err(|error| Error::Input(error.to_string()))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = Vec::with_capacity(8 + header.len() + data.len());
-    file.extend((header.len() as u64).to_le_bytes());
-    file.extend(header);
-    file.extend(data);
     Ok(file)
-}
-
-fn stored_type(tensor: &TensorData, save_type: SaveType) -> Option<Dtype> {
-    Some(match tensor.dtype() {
-        DType::F32 if save_type == SaveType::F16 => Dtype::F16,
-        DType::F32 => Dtype::F32,
-        DType::F64 => Dtype::F64,
-        DType::F16 => Dtype::F16,
-        DType::BF16 => Dtype::BF16,
-        DType::I64 => Dtype::I64,
-        DType::I32 => Dtype::I32,
-        DType::U32 => Dtype::U32,
-        DType::U16 => Dtype::U16,
-        DType::U8 => Dtype::U8,
-        _ => return None,
-    })
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use tempfile::TempDir;
 
 use super::*;
@@ -207,4 +207,55 @@ fn loaded_parameters_keep_whether_they_train() {
     let grads = (norm.forward(x) * param.val().unsqueeze()).sum().backward();
     let bias: Vec<f32> = norm.bias.grad(&grads).unwrap().into_data().try_into_vec().unwrap();
     assert_eq!(bias, [3.0, 4.0]);
+}
+
+#[test]
+fn weights_of_linear_maps_stay_bf16_and_count_in_f32() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.safetensors");
+    save_model(&path, &Model::new(1), &(), SaveType::F32).unwrap();
+    let weights = Weights::open(&path).unwrap();
+    let x = Tensor::<2>::from_floats([[0.3, -2.0]], &Device::flex());
+    let [wide, narrow] = [Precision::F32, Precision::Bf16].map(|precision| {
+        let mut model = Model::new(2);
+        load_as(&mut model, &weights, "", precision).unwrap();
+        let types = [model.lin.weight.dtype(), model.lin.bias.as_ref().unwrap().dtype(), model.norm.weight.dtype()];
+        let matrix = if precision == Precision::F32 { DType::F32 } else { DType::BF16 };
+        assert_eq!(types, [matrix, DType::F32, DType::F32]);
+        let y = model.lin.forward(x.clone());
+        assert_eq!(y.dtype(), DType::F32);
+        y.into_data().try_into_vec::<f32>().unwrap()
+    });
+    // With 8 significant bits, a weight below 1 is off by at most 2^-9.
+    let bound = (0.3 + 2.0) / 512.0;
+    assert!(wide.iter().zip(&narrow).all(|(a, b)| (a - b).abs() <= bound), "{wide:?} {narrow:?}");
+    assert_ne!(wide, narrow);
+}
+
+#[test]
+fn weights_that_do_not_fit_leave_the_model_as_it_was() {
+    let folder = TempDir::new().unwrap();
+    let weights = Weights::open(write(&folder, &[("lin.weight", floats(&[0.0; 6], &[3, 2]))])).unwrap();
+    let mut model = Model::new(1);
+    load(&mut model, &weights, "").unwrap_err();
+    assert_eq!(values(&model), values(&Model::new(1)));
+}
+
+#[test]
+fn an_embedded_dldm_is_left_over_unless_it_is_asked_for() {
+    let folder = TempDir::new().unwrap();
+    let names = ["lin.weight", "lin.bias", "norm.weight", "norm.bias"];
+    let shapes: [&[usize]; 4] = [&[3, 2], &[3], &[3], &[3]];
+    let mut tensors = Vec::new();
+    for prefix in ["", "ldm_net.network."] {
+        for (name, shape) in names.iter().zip(shapes) {
+            tensors.push((format!("{prefix}{name}"), floats(&vec![0.5; shape.iter().product()], shape)));
+        }
+    }
+    tensors.push(("ldm_net.network.extra".to_owned(), floats(&[0.0], &[1])));
+    let tensors: Vec<_> = tensors.iter().map(|(name, data)| (name.as_str(), data.clone())).collect();
+    let weights = Weights::open(write(&folder, &tensors)).unwrap();
+    load(&mut Model::new(1), &weights, "").unwrap();
+    let mismatch = compare(&mut Model::new(1), &weights, "ldm_net.network.");
+    assert_eq!((mismatch.count(), mismatch.unexpected), (1, vec!["ldm_net.network.extra".to_owned()]));
 }
