@@ -5,7 +5,6 @@
 //!     VW2_SCALE=1000000 cargo bench …                                  as many as you like
 
 #[path = "../tests/engine/toys.rs"]
-
 mod toys;
 
 use std::path::{Path, PathBuf};

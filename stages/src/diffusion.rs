@@ -4,12 +4,21 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{InputFile, StageError};
 use vw2_models::dit::hint::control_hint;
-use vw2_models::dit::{Conditions, Denoiser, Guidance, VideoDit};
+use vw2_models::dit::{Conditions, Denoiser, DitConfig, Guidance, VideoDit};
 use vw2_models::dldm::Dldm;
 use vw2_models::sampler::{NumpyNormal, Solver, Trajectory, schedule};
 use vw2_models::vae::Vae;
+use vw2_models::weights::{self, Weights};
 
 use crate::model_file::values;
+
+/// How weights are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    F32,
+    Bf16,
+}
 
 /// How a clip is sampled. The defaults are the released ones (spec 5.3 to 5.6).
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,6 +36,8 @@ pub struct Diffusion {
     pub batched: bool,
     pub sigma_min: f64,
     pub sigma_max: f64,
+    /// How the DiT's weights are held in memory: `bf16` takes half of it, and arithmetic stays as it is.
+    pub precision: Precision,
     /// Seed of the start noise; every clip starts from the same, as upstream's do.
     pub seed: u32,
 }
@@ -41,6 +52,7 @@ impl Default for Diffusion {
             batched: true,
             sigma_min: 0.002,
             sigma_max: 80.0,
+            precision: Precision::F32,
             seed: 0,
         }
     }
@@ -61,6 +73,17 @@ impl Diffusion {
         match self.guidance {
             Some(weight) if !weight.is_finite() => Err(format!("`diffusion.guidance` is {weight}")),
             _ => Ok(()),
+        }
+    }
+
+    /// The DiT of a file, held as asked for.
+    pub(crate) fn load(&self) -> fn(&Weights, &Device) -> Result<VideoDit, StageError> {
+        match self.precision {
+            Precision::F32 => |file, device| Ok(VideoDit::load(file, device)?),
+            Precision::Bf16 => |file, device| {
+                let config = DitConfig::of(file)?;
+                Ok(VideoDit::load_held(&config, file, device, weights::Precision::Bf16)?)
+            },
         }
     }
 

@@ -19,13 +19,14 @@ use crate::{loading, progress, text};
 pub(crate) fn run(args: &RunArgs) -> miette::Result<ExitCode> {
     let mut plan = loading::plan(&args.pipeline)?;
     override_runtime(&mut plan, args);
+    let numeric = numeric_class(&plan)?;
     require_files(&plan)?;
     let options = Options {
         workers: plan.runtime.workers,
         threads: plan.runtime.threads,
         limit: args.limit,
         device: Some(plan.runtime.device.clone()),
-        numeric: numeric_class(&plan)?,
+        numeric,
         cancel: Cancel::new(),
         progress: Progress::new(),
     };

@@ -81,7 +81,7 @@ impl Stage for Evaluate {
         Ok(Box::new(Evaluator {
             vae: ModelFile::new(ctx, weights.vae.as_ref(), "vae", |file, device| Ok(Vae::load(file, device)?))?,
             dldm: ModelFile::new(ctx, weights.dldm.as_ref(), "dldm", |file, device| Ok(Dldm::load(file, device)?))?,
-            dit: ModelFile::new(ctx, weights.dit.as_ref(), "dit", |file, device| Ok(VideoDit::load(file, device)?))?,
+            dit: ModelFile::new(ctx, weights.dit.as_ref(), "dit", self.diffusion.load())?,
             params: self.clone(),
             ctx: ctx.clone(),
         }))

@@ -15,7 +15,7 @@ use crate::model_file::{ModelFile, values};
 pub(super) type ClipCodes = Vec<Vec<u32>>;
 
 pub(super) enum CodeSource {
-    Model { ar: ModelFile<Autoregressor>, clips: usize, task: Option<String>, sampling: Sampling },
+    Model { ar: Box<ModelFile<Autoregressor>>, clips: usize, task: Option<String>, sampling: Sampling },
     File { by_scene: BTreeMap<String, ClipCodes>, clips: Option<usize> },
 }
 
@@ -30,10 +30,10 @@ impl CodeSource {
         if let Some(file) = &params.codes {
             return Ok(CodeSource::File { by_scene: read(&file.0)?, clips: params.clips });
         }
-        let ar = ModelFile::new(ctx, params.weights.ar.as_ref(), "ar", |weights, device| {
+        let ar = Box::new(ModelFile::new(ctx, params.weights.ar.as_ref(), "ar", |weights, device| {
             let tasks = weights.metadata().get("tasks").map_or(Ok(Vec::new()), |text| serde_json::from_str(text))?;
             Ok(Autoregressor { model: CodeModel::load(weights, device)?, tasks })
-        })?;
+        })?);
         let (clips, task, sampling) = (params.clips.unwrap_or(1), params.task.clone(), params.sampling.clone());
         Ok(CodeSource::Model { ar, clips, task, sampling })
     }

@@ -1,8 +1,9 @@
 //! Losses, metrics and learning rates against the recorded ones.
 
 use burn::tensor::{Device, Tensor};
+use vw2_models::dit::hint;
 use vw2_models::train::losses::{self, Piecewise, Reconstruction, Reduction};
-use vw2_models::train::{Schedule, hint, metrics};
+use vw2_models::train::{Schedule, metrics};
 use vw2_models::weights::Weights;
 
 use crate::harness::{Report, cases, open};
