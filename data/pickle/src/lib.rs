@@ -45,6 +45,8 @@ mod globals;
 
 mod calls;
 
+mod strides;
+
 mod tree;
 
 #[cfg(test)]

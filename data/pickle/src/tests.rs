@@ -102,6 +102,9 @@ fn tensors_tell_where_they_lie() {
     let Value::Tensor(tensor) = &value.as_items().unwrap()[0] else { panic!("{value:?}") };
     assert_eq!((&*tensor.storage.key, tensor.storage.elements, tensor.dtype), ("0", 10, Dtype::F32));
     assert_eq!((tensor.offset, &tensor.shape[..], &tensor.strides[..]), (1, &[2, 3][..], &[1, 3][..]));
+    let stored: Vec<u8> = (0..10u8).flat_map(|value| f32::from(value).to_le_bytes()).collect();
+    assert_eq!(tensor.dtype.f32s(&tensor.row_major(&stored).unwrap()), [1.0, 4.0, 7.0, 2.0, 5.0, 8.0]);
+    assert_eq!(tensor.row_major(&stored[..32]), None);
     // Repeated elements, as `expand` makes them.
     read(&Writer::new().tensor(1, 0, &[1000, 1000], &[0, 0]).stop());
     read(&Writer::new().tensor(0, 0, &[0, i32::MAX, i32::MAX], &[i32::MAX, i32::MAX, 1]).stop());

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::strides::{elements, gather, reach};
+
 /// A value. Bytes are shared where the pickle refers to them twice; containers are copied.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -126,6 +128,20 @@ impl Array {
     /// Row-major integers; `None` for floats, or if one is beyond i64.
     pub fn i64s(&self) -> Option<Vec<i64>> {
         self.dtype.i64s(&self.bytes)
+    }
+}
+
+impl Tensor {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        elements(&self.shape).unwrap_or(usize::MAX)
+    }
+
+    /// The bytes of the elements in row-major order, from those of its storage; `None` if these are too few.
+    pub fn row_major(&self, storage: &[u8]) -> Option<Vec<u8>> {
+        let size = self.dtype.size();
+        let end = reach(self.offset, &self.shape, &self.strides).filter(|end| *end <= storage.len() / size)?;
+        Some(gather(&storage[self.offset * size..end * size], size, &self.shape, &self.strides, false))
     }
 }
 

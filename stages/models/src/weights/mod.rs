@@ -10,6 +10,7 @@ mod file;
 mod load;
 mod named;
 mod save;
+mod vet;
 
 pub use config::{config_of, preset};
 pub use file::{Dtype, Weights};
@@ -17,6 +18,8 @@ pub use load::{Mismatch, load};
 pub use named::{Named, Names, Note, Visitor, device_of, shapes};
 pub use save::{NamedClone, SaveType, collect, save_model, save_safetensors, to_safetensors};
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod released_width;
 #[cfg(test)]
