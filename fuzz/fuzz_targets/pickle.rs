@@ -10,9 +10,10 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok((value, used)) = parse_first(bytes, &limits) {
         assert!(used <= bytes.len());
         use_it(&value);
-        // Limits that do not bite change nothing.
-        let whole = parse(&bytes[..used], &limits).expect("what was read once is read again");
-        assert_eq!(format!("{whole:?}"), format!("{value:?}"));
+        // What follows the pickle makes no difference (a frame alone may announce bytes behind it).
+        if let Ok(whole) = parse(&bytes[..used], &limits) {
+            assert_eq!(format!("{whole:?}"), format!("{value:?}"));
+        }
     }
 });
 

@@ -14,8 +14,8 @@ const MOST_ARGUMENTS: usize = 16;
 /// No array of numpy or torch has more dimensions.
 const MOST_DIMENSIONS: usize = 64;
 
-/// A tensor may be larger than its storage (`expand` repeats elements by stride 0), but then no larger than this, as the
-/// file's size does not bound it. Buffers of published models are far smaller.
+/// A tensor may be larger than its storage (`expand` repeats elements by stride 0), but then no larger than this, as
+/// the file's size does not bound it. Buffers of published models are far smaller.
 const MOST_REPEATED: usize = 1 << 20;
 
 /// How an array's elements follow each other in its bytes.

@@ -1,7 +1,7 @@
 //! The stack machine: one operation after the other, into an arena.
 //!
-//! Values lie in the arena and refer to each other by number. So neither sharing nor nesting costs anything here, cycles
-//! are harmless, and nothing is dropped by recursion; `tree.rs` then builds the finished value, and counts.
+//! Values lie in the arena and refer to each other by number. So neither sharing nor nesting costs anything here,
+//! cycles are harmless, and nothing is dropped by recursion; `tree.rs` then builds the finished value, and counts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -63,8 +63,8 @@ pub(crate) struct Machine<'a> {
 
 /// Runs the pickle at the start of `bytes`; gives all its values, the one it stands for, and its length in bytes.
 pub(crate) fn run(bytes: &[u8], limits: &Limits) -> Result<(Vec<Node>, Slot, usize)> {
-    // Every string lies in the input. It is stored once, once more where it is text that stands for bytes, and once more
-    // where these have to be turned into another order.
+    // Every string lies in the input. It is stored once, once more where it is text that stands for bytes, and once
+    // more where these have to be turned into another order.
     let bytes_left = limits.total_bytes.min(bytes.len().saturating_mul(3));
     let mut machine = Machine {
         nodes: Vec::new(),

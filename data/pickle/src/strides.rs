@@ -33,8 +33,8 @@ pub(crate) fn row_major<'a>(shape: impl DoubleEndedIterator<Item = &'a usize>) -
     strides
 }
 
-/// Elements of so many bytes in row-major order, from where the strides say; `swap` turns each around. All that the view
-/// reaches must lie in `bytes`.
+/// Elements of so many bytes in row-major order, from where the strides say; `swap` turns each around. All that the
+/// view reaches must lie in `bytes`.
 pub(crate) fn gather(bytes: &[u8], size: usize, shape: &[usize], strides: &[usize], swap: bool) -> Vec<u8> {
     let length = size * elements(shape).unwrap_or(0);
     let mut out = Vec::with_capacity(length);

@@ -1,7 +1,7 @@
 //! `default_neg.pickle`: the text embedding that guidance leads away from.
 //!
-//! Content: a pickled sequence whose element 0 is a numpy array of floats [N, D], as T5-11B gives it for a text of N tokens
-//! (D = 1024). Padding to the model's number of tokens is the model's business.
+//! Content: a pickled sequence whose element 0 is a numpy array of floats [N, D], as T5-11B gives it for a text of N
+//! tokens (D = 1024). Padding to the model's number of tokens is the model's business.
 
 use std::path::Path;
 

@@ -3,8 +3,9 @@
 //! `VideoCraft-dLDM-codes.pt`: a dictionary from a start picture's name to its codes [clips, codes per clip].
 //! `latent_code_infos.pt`: a list of pairs (codes of a video, its name); also ours, which
 //! [`latent_code_infos`](super::latent_code_infos) writes. Codes are tensors, numpy arrays or lists of lists.
-//! Differs: a video that stands twice with the same codes (upstream's sampler repeats some) is given once. A file with one
-//! pair per clip and a letter of the name in place of the name, which upstream's released extraction writes, is an error.
+//! Differs: a video that stands twice with the same codes (upstream's sampler repeats some) is given once. A file with
+//! one pair per clip and a letter of the name in place of the name, which upstream's released extraction writes, is an
+//! error.
 
 use std::collections::HashMap;
 use std::path::Path;

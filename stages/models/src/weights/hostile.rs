@@ -178,6 +178,18 @@ fn an_old_file_is_read() {
 }
 
 #[test]
+fn thousands_of_tensors_are_no_danger() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.pth");
+    let kernel = tensor(1, &[1; 5], &[1; 5]);
+    let entries =
+        (0..8000).flat_map(|index| [format!("Vblocks.{index}.weight\n").into_bytes(), kernel.clone()].concat());
+    let pickle = [b"\x80\x02}(".to_vec(), entries.collect(), b"u.".to_vec()].concat();
+    write(&path, &pickle.into(), &vec![0; 4].into(), Stored);
+    assert_eq!(Weights::open(&path).unwrap().names().count(), 8000);
+}
+
+#[test]
 fn no_cut_and_no_changed_byte_makes_a_panic() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.pth");
