@@ -4,7 +4,8 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "byte {at}: `{name}` is asked for, which is not among the names that data needs; nothing was executed, and the file should not be trusted"
+        "byte {at}: `{name}` is asked for, which is not among the names that data needs; nothing was executed, and the \
+         file should not be trusted"
     )]
     Global { at: usize, name: String },
 

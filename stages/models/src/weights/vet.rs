@@ -26,8 +26,8 @@ const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\
 /// Passes a file that can be opened without danger.
 ///
 /// # Errors
-/// It cannot be read, is no checkpoint, names what is not data, exceeds a limit, or has a storage that is missing or shorter
-/// than its tensors.
+/// It cannot be read, is no checkpoint, names what is not data, exceeds a limit, or has a storage that is missing or
+/// shorter than its tensors.
 pub(super) fn checkpoint(path: &Path) -> Result<()> {
     let unread = |source| Error::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(unread)?;
