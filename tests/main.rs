@@ -13,6 +13,7 @@ mod incremental;
 mod media;
 
 mod repository;
+mod rollout;
 
 mod layers;
 
