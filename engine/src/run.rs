@@ -19,9 +19,9 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::plan::{Plan, fingerprints};
+use crate::plan::Plan;
 use crate::pool::{Budget, Cancel, CommitMessage, Progress, Threads, commit_loop, quietly};
-use crate::report::{Outcome, Report};
+use crate::report::{Outcome, Report, record};
 use crate::spec::Runtime;
 use crate::store::{Row, Store};
 use graph::Graph;
@@ -65,11 +65,11 @@ impl Options {
 /// computed is kept for the next run, and nothing is published.
 pub fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Report> {
     let start = Instant::now();
-    let fingerprints = fingerprints(plan, &options.numeric, &mut |path| store.file_hash(path))?;
+    let (fingerprints, stages) = record(plan, &options.numeric, &mut |path| store.file_hash(path))?;
     let settings = json!({
         "workers": options.workers, "threads": options.threads, "limit": options.limit,
         "device": device(plan, options), "numeric": options.numeric, "memory": plan.runtime.memory,
-        "stages": plan.stages.iter().map(|stage| stage.id.as_str()).collect::<Vec<_>>(),
+        "stages": stages,
     });
     let run = store.begin_run(&plan.name, &settings.to_string())?;
     let graph = Graph::new(plan, &fingerprints, &options.progress);
