@@ -33,3 +33,29 @@ impl Store {
         Ok(keys.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{commit, temp};
+    use super::super::{Class, Memo};
+    use super::*;
+
+    #[test]
+    fn verdicts_with_these_words_are_forgotten_and_no_others() {
+        let (_dir, path) = temp();
+        let store = Store::open(path).unwrap();
+        let reasons = ["no frames", "transient stage 1: no frames", "no frames: 3", "empty"];
+        let keys = reasons.map(|reason| Hash::of_bytes(reason.as_bytes()));
+        for (key, reason) in keys.iter().zip(reasons) {
+            commit(&store, *key, Memo::Bad(reason.to_owned()), Vec::new());
+        }
+        let entry = |reason: &str| {
+            let (unit, stage, reason) = ("a".to_owned(), "clips".to_owned(), reason.to_owned());
+            Quarantined { unit, path: None, stage, class: Class::Bad, reason, run: 1 }
+        };
+        assert_eq!(store.forget_verdicts(&[entry("unheard of")]).unwrap(), 0);
+        assert_eq!(store.forget_verdicts(&[entry("no frames")]).unwrap(), 2);
+        let known: Vec<bool> = store.memos(&keys).unwrap().iter().map(Option::is_some).collect();
+        assert_eq!(known, [false, false, true, true]);
+    }
+}

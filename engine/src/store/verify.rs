@@ -262,3 +262,138 @@ fn read_blobs(
     }
     wrong
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Row;
+    use super::super::tests::{published, remember, row, temp};
+    use super::*;
+
+    /// A store with two published rows, one of them a blob, each with a file that is also placed.
+    fn store() -> (tempfile::TempDir, Store, Vec<Row>) {
+        let (dir, path) = temp();
+        let store = Store::open(path).unwrap();
+        let rows = [("short", 10), ("long", rows::INLINE_BYTES)].map(|(id, size)| {
+            let files = vec![(format!("{id}.mp4"), store.blobs().put(id.as_bytes()).unwrap())];
+            let (_, memo) = remember(&store, id, &[("", row(id, size), &files)]);
+            Row { content: memo[0].content, files, ..published("codes", id, b"") }
+        });
+        let run = store.begin_run("p", "{}").unwrap();
+        store.publish("p", run, &rows, &[]).unwrap();
+        let placement = crate::stage::Placement { path: dir.path().join("out"), versioned: false };
+        let files = rows.iter().flat_map(|row| row.files.clone()).collect();
+        super::super::place(&store, "p", "codes", &placement, &files).unwrap();
+        (dir, store, rows.to_vec())
+    }
+
+    fn damages(store: &Store) -> Vec<(DamageKind, String, Vec<String>)> {
+        let found = store.verify(None, 0, &mut |_, _| {}).unwrap();
+        found.damages.into_iter().map(|damage| (damage.kind, damage.what, damage.used_by)).collect()
+    }
+
+    fn change(store: &Store, sql: &str, hash: Hash) {
+        store.change("damage", "commit", |manifest| manifest.execute(sql, [hash]).map(drop)).unwrap();
+    }
+
+    #[test]
+    fn a_sound_store_has_no_damage() {
+        let (_dir, store, _) = store();
+        let mut told = Vec::new();
+        let found = store.verify(None, 0, &mut |done, total| told.push((done, total))).unwrap();
+        let counts = (found.blobs, found.all_blobs, found.rows, found.published, found.placed);
+        assert_eq!((counts, found.damages), ((3, 3, 2, 2, 2), Vec::new()));
+        assert_eq!((told.len(), told[2]), (3, (found.size_bytes, found.size_bytes)));
+    }
+
+    #[test]
+    fn each_damage_is_told_with_what_goes_back_to_it() {
+        let (dir, store, rows) = store();
+        let [short, long] = [0, 1].map(|at: usize| format!("`{}` of stage `codes` in pipeline `p`", rows[at].id));
+        let path = |hash: &Hash| store.blobs().path(hash);
+        let bytes = store.blob_of(&rows[1].content).unwrap().unwrap();
+        fs::write(path(&bytes), "other").unwrap();
+        fs::remove_file(path(&rows[1].files[0].1)).unwrap();
+        change(&store, "UPDATE payload SET bytes = x'00' WHERE content = ?1", rows[0].content);
+        fs::write(dir.path().join("out/short.mp4"), "mine").unwrap();
+        let (_, memo) = remember(&store, "unused", &[("", row("unused", 5), &[])]);
+        change(&store, "DELETE FROM payload WHERE content = ?1", memo[0].content);
+        let unused = "a result of stage `codes` that no pipeline publishes now".to_owned();
+        let expected = [
+            (DamageKind::Blob, bytes.to_string(), vec![long.clone()]),
+            (DamageKind::MissingBlob, rows[1].files[0].1.to_string(), vec![long.clone()]),
+            (DamageKind::Row, rows[0].content.to_string(), vec![short.clone()]),
+            (DamageKind::MissingRow, memo[0].content.to_string(), vec![unused]),
+            (
+                DamageKind::Placed,
+                dir.path().join("out/short.mp4").display().to_string(),
+                vec!["stage `codes` in pipeline `p`".to_owned()],
+            ),
+        ];
+        assert_eq!(damages(&store), expected);
+        assert_eq!(store.memos(&[Hash::of_bytes(b"short")]).unwrap().iter().flatten().count(), 1, "nobody has noticed");
+
+        // What is set aside counts as missing, so that its unit is computed again.
+        let found = store.verify(None, 0, &mut |_, _| {}).unwrap();
+        assert_eq!(store.set_aside(&found).unwrap(), 2);
+        assert_eq!(fs::read(store.damaged_dir().join(bytes.to_string())).unwrap(), b"other");
+        assert_eq!(store.memos(&[b"short".as_slice(), b"long"].map(Hash::of_bytes)).unwrap(), [None, None]);
+        let kinds: Vec<DamageKind> = damages(&store).into_iter().map(|(kind, ..)| kind).collect();
+        assert_eq!(
+            kinds,
+            [
+                DamageKind::MissingBlob,
+                DamageKind::MissingBlob,
+                DamageKind::MissingRow,
+                DamageKind::MissingRow,
+                DamageKind::Placed
+            ]
+        );
+        for (id, size) in [("short", 10), ("long", rows::INLINE_BYTES)] {
+            let files = vec![(format!("{id}.mp4"), store.blobs().put(id.as_bytes()).unwrap())];
+            remember(&store, id, &[("", row(id, size), &files)]);
+        }
+        assert!(
+            damages(&store)
+                .iter()
+                .all(|(kind, what, _)| { *kind == DamageKind::Placed || *what == memo[0].content.to_string() })
+        );
+    }
+
+    #[test]
+    fn a_published_row_that_no_result_has_is_told() {
+        let (_dir, store, rows) = store();
+        change(&store, "DELETE FROM memo_row WHERE content = ?1", rows[0].content);
+        let found = damages(&store);
+        assert_eq!((found.len(), found[0].0, &found[0].1), (1, DamageKind::MissingRow, &rows[0].content.to_string()));
+    }
+
+    #[test]
+    fn a_sample_is_as_large_as_asked_and_the_seed_chooses_it() {
+        let (_dir, path) = temp();
+        let store = Store::open(path).unwrap();
+        let blobs: Vec<Hash> = (0..40).map(|i: u8| store.blobs().put(&[i]).unwrap()).collect();
+        blobs.iter().for_each(|blob| fs::write(store.blobs().path(blob), "").unwrap());
+        let sample = |count, seed| {
+            let found = store.verify(Some(count), seed, &mut |_, _| {}).unwrap();
+            assert_eq!((found.blobs, found.all_blobs), (count.min(40) as u64, 40));
+            found.damages.into_iter().map(|damage| damage.what).collect::<Vec<_>>()
+        };
+        assert_eq!((sample(7, 1).len(), sample(99, 1).len()), (7, 40));
+        assert_eq!(sample(7, 1), sample(7, 1));
+        assert_ne!(sample(7, 1), sample(7, 2));
+    }
+
+    #[test]
+    fn a_manifest_that_sqlite_finds_fault_with_is_told() {
+        let (_dir, store, _) = store();
+        // A rule that the rows break which are there.
+        let spoil = "PRAGMA writable_schema = ON;
+                     UPDATE sqlite_schema SET sql = replace(sql, 'origin TEXT', 'origin TEXT CHECK (origin = 0)')
+                     WHERE name = 'published';";
+        store.change("spoil the schema", "commit", |manifest| manifest.execute_batch(spoil)).unwrap();
+        let dir = store.dir().to_owned();
+        drop(store);
+        let found = damages(&Store::open_still(dir).unwrap());
+        assert_eq!((found.len(), found[0].0, found[0].1.as_str()), (2, DamageKind::Manifest, "manifest.sqlite"));
+    }
+}

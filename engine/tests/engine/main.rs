@@ -5,3 +5,4 @@ mod incremental;
 mod interrupted;
 mod project;
 mod toys;
+mod upkeep;
