@@ -24,7 +24,7 @@ use timely::dataflow::operators::generic::Operator;
 use timely::scheduling::SyncActivator;
 
 pub(crate) use item::{Fault, Item, Settled, Whole, Work, Yield};
-pub(crate) use whole::{end_of_ingest, whole_table};
+pub(crate) use whole::{begin_of_ingest, end_of_ingest, whole_table};
 
 use crate::fingerprint::{Fingerprint, Hash};
 use crate::pool::{Job, Reply, StageCounters};

@@ -92,6 +92,16 @@ impl Report {
         }
     }
 
+    /// What was counted after `before` was.
+    pub(crate) fn since(mut self, before: &Report) -> Report {
+        for (stage, before) in self.stages.iter_mut().zip(&before.stages) {
+            stage.executed -= before.executed;
+            stage.reused -= before.reused;
+            stage.seconds -= before.seconds;
+        }
+        self
+    }
+
     pub fn stage(&self, id: &str) -> Option<&StageReport> {
         self.stages.iter().find(|stage| stage.id == id)
     }

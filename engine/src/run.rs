@@ -11,10 +11,11 @@ pub(crate) mod feed;
 pub(crate) mod graph;
 pub(crate) mod publish;
 pub(crate) mod shared;
+pub(crate) mod watch;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -24,7 +25,9 @@ use crate::pool::{Budget, Cancel, CommitMessage, Progress, Threads, commit_loop,
 use crate::report::{Outcome, Report, record};
 use crate::spec::Runtime;
 use crate::store::{Row, Store};
+use dataflow::{Found, Ingests};
 use graph::Graph;
+use publish::Publisher;
 use shared::Shared;
 
 /// How to run; nothing here changes a result, except `numeric`, which says what kind of results they are.
@@ -64,17 +67,45 @@ impl Options {
 /// `Err`: the run cannot go on (a source's folder is missing, an operator cannot be opened, a disk is full). What was
 /// computed is kept for the next run, and nothing is published.
 pub fn run(plan: &Plan, store: &Store, options: &Options) -> Result<Report> {
+    session(plan, store, options, None, &mut |_| {})
+}
+
+/// As [`run`], and then goes on with what changes in the sources until it is cancelled. A file counts once it has not
+/// changed for `settle`. `told` hears what each group of changes came to; the report that is returned is the last one's,
+/// and its outcome is [`Outcome::Done`] if nothing was at work when it was cancelled.
+///
+/// # Errors
+/// As [`run`]; what was published before stays so.
+pub fn watch(
+    plan: &Plan,
+    store: &Store,
+    options: &Options,
+    settle: Duration,
+    mut told: impl FnMut(&Report),
+) -> Result<Report> {
+    session(plan, store, options, Some(settle), &mut told)
+}
+
+fn session(
+    plan: &Plan,
+    store: &Store,
+    options: &Options,
+    watch: Option<Duration>,
+    told: &mut dyn FnMut(&Report),
+) -> Result<Report> {
     let start = Instant::now();
     let (fingerprints, stages) = record(plan, &options.numeric, &mut |path| store.file_hash(path))?;
     let settings = json!({
         "workers": options.workers, "threads": options.threads, "limit": options.limit,
         "device": device(plan, options), "numeric": options.numeric, "memory": plan.runtime.memory,
-        "stages": stages,
+        "stages": stages, "watch": watch.is_some(),
     });
     let run = store.begin_run(&plan.name, &settings.to_string())?;
     let graph = Graph::new(plan, &fingerprints, &options.progress);
-    let result = reconcile(plan, store, options, run, graph).map(|mut report| {
-        report.seconds = start.elapsed().as_secs_f64();
+    let result = reconcile(plan, store, options, watch, run, graph, told).map(|mut report| {
+        if watch.is_none() {
+            report.seconds = start.elapsed().as_secs_f64();
+        }
         report
     });
     match &result {
@@ -89,7 +120,15 @@ fn device<'a>(plan: &'a Plan, options: &'a Options) -> &'a str {
     options.device.as_deref().unwrap_or(&plan.runtime.device)
 }
 
-fn reconcile(plan: &Plan, store: &Store, options: &Options, run: i64, graph: Graph) -> Result<Report> {
+fn reconcile(
+    plan: &Plan,
+    store: &Store,
+    options: &Options,
+    watch: Option<Duration>,
+    run: i64,
+    graph: Graph,
+    told: &mut dyn FnMut(&Report),
+) -> Result<Report> {
     let (commits, messages) = crossbeam_channel::unbounded();
     let shared = Arc::new(Shared {
         serial: Shared::next_serial(),
@@ -108,14 +147,24 @@ fn reconcile(plan: &Plan, store: &Store, options: &Options, run: i64, graph: Gra
         failure: Mutex::default(),
     });
     let published = published_before(plan, store)?;
-    let found = compute(&shared, options, &published, messages)?;
+    let mut publisher = Publisher::new(plan, store, &shared, published.clone());
+    let mut report = Report::new(run, plan, &shared.graph);
+    let (mut before, mut began) = (report.clone(), Instant::now());
+    let complete = compute(&shared, options, watch, &published, messages, |found| {
+        let counted = Report::new(run, plan, &shared.graph);
+        report = counted.clone().since(&before);
+        publisher.publish(found, &mut report)?;
+        report.seconds = began.elapsed().as_secs_f64();
+        told(&report);
+        (before, began) = (counted, Instant::now());
+        Ok(())
+    })?;
     if let Some(error) = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(error);
     }
-    let mut report = Report::new(run, plan, &shared.graph);
-    match found {
-        Some(found) => publish::publish(plan, store, &shared, published, found, &mut report)?,
-        None => report.outcome = Outcome::Interrupted,
+    if !complete {
+        report = Report::new(run, plan, &shared.graph).since(&before);
+        report.outcome = Outcome::Interrupted;
     }
     Ok(report)
 }
@@ -128,14 +177,16 @@ fn published_before(plan: &Plan, store: &Store) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Runs the dataflow with all its threads. `None`: it was stopped before all was known. All threads have ended and all
-/// finished units are committed when this returns.
+/// Runs the dataflow with all its threads; `hear` is told of each ingest. `false`: it was stopped before all was known. All
+/// threads have ended and all finished units are committed when this returns.
 fn compute(
     shared: &Arc<Shared>,
     options: &Options,
+    watch: Option<Duration>,
     published: &[Row],
     messages: crossbeam_channel::Receiver<CommitMessage>,
-) -> Result<Option<dataflow::Found>> {
+    hear: impl FnMut(Found) -> Result<()>,
+) -> Result<bool> {
     let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let count = if options.threads == 0 { cores() } else { options.threads };
     let committer = {
@@ -148,12 +199,13 @@ fn compute(
         std::thread::Builder::new().name("vw2-commit".to_owned()).spawn(body)
     };
     let committer = committer.map_err(|e| Error::Failed(format!("cannot start a thread: {e}")))?;
-    let found = Threads::start(shared, count).map(|threads| {
-        let found = dataflow::execute(shared, options.workers.max(1), options.limit, published);
+    let ingests = Ingests { limit: options.limit, watch };
+    let complete = Threads::start(shared, count).map(|threads| {
+        let complete = dataflow::execute(shared, options.workers.max(1), ingests, published, hear);
         drop(threads);
-        found
+        complete
     });
     shared.commits.send(CommitMessage::Close).ok();
     committer.join().ok();
-    found
+    complete
 }

@@ -121,6 +121,11 @@ pub trait Stage: Serialize + DeserializeOwned + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Folders or files of a source stage whose changes `run --watch` listens to.
+    fn watched(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     /// The id of an output row, from the id of its unit and the name that the operator gave to [`Output::push`].
     /// Pure. Default: `unit` where `row` is empty, else `unit#row`.
     fn row_id(&self, unit: &str, row: &str) -> String {
@@ -394,6 +399,7 @@ pub trait AnyStage: Send + Sync {
     fn needs(&self) -> Needs;
     fn shards(&self) -> Option<u32>;
     fn scan(&self, found: &mut Scan) -> Result<(), StageError>;
+    fn watched(&self) -> Vec<PathBuf>;
     fn row_id(&self, unit: &str, row: &str) -> String;
     fn named(&self) -> bool;
     fn reads_file(&self) -> bool;
@@ -418,6 +424,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn scan(&self, found: &mut Scan) -> Result<(), StageError> {
         Stage::scan(self, found)
+    }
+    fn watched(&self) -> Vec<PathBuf> {
+        Stage::watched(self)
     }
     fn row_id(&self, unit: &str, row: &str) -> String {
         Stage::row_id(self, unit, row)

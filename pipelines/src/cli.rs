@@ -61,6 +61,7 @@ Examples:
   vw2-pipe run pipelines/full.toml
   vw2-pipe run pipelines/full.toml --limit 3 --only codes
   vw2-pipe run pipelines/full.toml --set stage.ar.steps=50 --set runtime.memory=512MiB
+  vw2-pipe run pipelines/full.toml --watch --only code_dataset
   vw2-pipe run pipelines/full.toml --json > report.json")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -77,7 +78,10 @@ pub(crate) struct RunArgs {
     /// Timely workers that move the keys; overrides `runtime.workers`
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) workers: Option<usize>,
-    /// Print exactly one JSON object to stdout at the end, instead of the summary table
+    /// Go on with what changes in the sources' folders, until Ctrl-C: files that come, change or go
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Print exactly one JSON object to stdout at the end, instead of the summary table; with --watch, one after each change
     #[arg(long)]
     pub(crate) json: bool,
 }

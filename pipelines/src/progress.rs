@@ -31,6 +31,14 @@ impl Screen {
         Screen { bars: terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr())) }
     }
 
+    /// Does what writes to the terminal while no bar is drawn there.
+    pub(crate) fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
+        match &self.bars {
+            Some(bars) => bars.suspend(write),
+            None => write(),
+        }
+    }
+
     pub(crate) fn say(&self, message: &str) {
         match &self.bars {
             // Fails only where the terminal is gone, and then nobody reads it.
@@ -51,7 +59,7 @@ pub(crate) fn watch(progress: Progress, screen: &Screen) -> Watch {
     let (stop, stopped) = mpsc::channel();
     let mut teller: Box<dyn Teller + Send> = match screen.bars.clone() {
         Some(all) => Box::new(Bars { began: Instant::now(), all, shown: BTreeMap::new() }),
-        None => Box::new(Lines { began: Instant::now(), told: Instant::now() }),
+        None => Box::new(Lines { began: Instant::now(), told: Instant::now(), last: Value::Null }),
     };
     let thread = std::thread::spawn(move || {
         while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
@@ -81,13 +89,19 @@ trait Teller {
 struct Lines {
     began: Instant,
     told: Instant,
+    last: Value,
 }
 
 impl Teller for Lines {
     fn tell(&mut self, stages: &[StageProgress]) {
         if self.told.elapsed() >= LINE {
             self.told = Instant::now();
-            text::say(line(self.began.elapsed(), stages));
+            let line = line(self.began.elapsed(), stages);
+            // A run that waits has nothing to tell.
+            if line["stages"] != self.last {
+                self.last = line["stages"].clone();
+                text::say(line);
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use vw2_data::formats::negative_embedding::{self, NegativeEmbedding};
 use vw2_engine::stage::{InputFile, StageError};
 use vw2_models::dit::hint::control_hint;
 use vw2_models::dit::{Conditions, Denoiser, DitConfig, Guidance, VideoDit};
@@ -98,7 +99,14 @@ impl Diffusion {
         }
         match &self.negative {
             None => Ok(Some(Tensor::zeros([1, 1, width], device))),
-            Some(_) => Err("no reader of embeddings".into()),
+            Some(file) => {
+                let NegativeEmbedding { shape, values } = negative_embedding::read(&file.0)?;
+                if shape[1] != width {
+                    let path = file.0.display();
+                    return Err(format!("{path}: tokens of width {}, but the DiT's are {width} wide", shape[1]).into());
+                }
+                Ok(Some(Tensor::<2>::from_data(TensorData::new(values, shape), device).unsqueeze()))
+            }
         }
     }
 }

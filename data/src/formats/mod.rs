@@ -7,3 +7,9 @@ pub mod clip_name;
 pub mod code_dataset;
 
 pub mod latent_code_infos;
+
+pub mod negative_embedding;
+
+pub mod torch;
+
+pub mod upstream_codes;

@@ -15,6 +15,11 @@ pub(crate) fn end_of_ingest(time: &Time) -> Time {
     time | ((1 << ROUND_BITS) - 1)
 }
 
+/// The first time of the ingest that `time` belongs to.
+pub(crate) fn begin_of_ingest(time: &Time) -> Time {
+    time >> ROUND_BITS << ROUND_BITS
+}
+
 /// The table's shards that have rows, at the end of each ingest. Rows are spread over shards by the hash of their id, so
 /// one changed row changes one shard. `read_files`: the rows are read through transient stages that read their files.
 pub(crate) fn whole_table<'s>(

@@ -7,10 +7,11 @@
 //!                                           '---------------------------------------------> worker 0
 //! ```
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use differential_dataflow::VecCollection;
 use differential_dataflow::input::InputSession;
 use differential_dataflow::operators::ThresholdTotal;
@@ -22,10 +23,10 @@ use timely::dataflow::operators::probe::{Handle as ProbeHandle, Probe};
 use timely::dataflow::{Scope, Stream};
 use timely::worker::Worker;
 
-use super::feed::{Round, feed};
+use super::feed::{Feed, Round, feed};
 use super::graph::{Group, GroupInput};
 use super::shared::Shared;
-use crate::derive::{Fault, Item, Time, Whole, Work, Yield, derive, end_of_ingest, whole_table};
+use crate::derive::{Fault, Item, Time, Whole, Work, Yield, begin_of_ingest, derive, end_of_ingest, whole_table};
 use crate::error::Error;
 use crate::pool::quietly;
 use crate::store::Row;
@@ -37,43 +38,73 @@ const PARK: Duration = Duration::from_millis(20);
 /// A row under the id of its stage. Published rows may be of stages that the plan no longer has.
 type StageRow = (String, Item);
 
-/// What the dataflow found out.
+/// What the dataflow found out in one ingest.
 #[derive(Default)]
 pub(crate) struct Found {
-    /// Wanted minus published.
+    /// Of the first ingest: wanted minus published. Later: what is wanted now and was not before, and the reverse.
     pub(crate) changes: Vec<(StageRow, isize)>,
-    /// Units without rows, with the index of the stage at fault.
-    pub(crate) faults: Vec<(u32, Fault)>,
+    /// Units without rows that came or went, with the index of the stage at fault.
+    pub(crate) faults: Vec<((u32, Fault), isize)>,
 }
 
-/// Runs the dataflow on this many worker threads. `None`: it was stopped before all was known.
+/// What the sources are asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Ingests {
+    /// The first so many files of each source.
+    pub(crate) limit: Option<usize>,
+    /// Go on with what changes in the sources, once they have been still for so long.
+    pub(crate) watch: Option<Duration>,
+}
+
+/// Runs the dataflow on this many worker threads; `hear` is told of each ingest, and the next one waits for it. `false`:
+/// the run was stopped before all was known.
 ///
 /// Returns in all cases: a panic on a worker is caught and stops the others, which look at a shared flag at least every
 /// 20 ms; a worker that leaves drops its dataflow, and with it everything that another one could wait for.
-pub(crate) fn execute(shared: &Arc<Shared>, workers: usize, limit: Option<usize>, published: &[Row]) -> Option<Found> {
-    let found = Arc::new(Mutex::new((Found::default(), false)));
-    let (own, sink) = (shared.clone(), found.clone());
-    let published = Mutex::new(published.to_vec());
+pub(crate) fn execute(
+    shared: &Arc<Shared>,
+    workers: usize,
+    ingests: Ingests,
+    published: &[Row],
+    mut hear: impl FnMut(Found) -> crate::error::Result<()>,
+) -> bool {
+    let (told, heard) = crossbeam_channel::bounded(0);
+    let (answer, answered) = crossbeam_channel::bounded(1);
+    let complete = Arc::new(AtomicBool::new(false));
+    // What worker 0 alone needs.
+    let first = Mutex::new(Some((published.to_vec(), Listener { told, answered })));
+    let (own, done) = (shared.clone(), complete.clone());
     let guards = timely::execute(timely::Config::process(workers), move |worker| {
-        let published = match worker.index() {
-            0 => std::mem::take(&mut *published.lock().unwrap_or_else(PoisonError::into_inner)),
-            _ => Vec::new(),
-        };
-        match quietly(|| drive(worker, &own, limit, published, &sink)) {
-            Ok(complete) if worker.index() == 0 => lock(&sink).1 = complete,
+        let mine = first.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| worker.index() == 0);
+        match quietly(|| drive(worker, &own, ingests, mine)) {
+            Ok(complete) if worker.index() == 0 => done.store(complete, SeqCst),
             Ok(_) => {}
             Err(panic) => own.fail(Error::Failed(format!("a worker panicked, which is a bug of the engine: {panic}"))),
         }
         quietly(|| worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow))).ok();
     });
     match guards {
-        Ok(guards) => guards.join().into_iter().filter_map(Result::err).for_each(|panic| {
-            shared.fail(Error::Failed(format!("a worker panicked, which is a bug of the engine: {panic}")));
-        }),
+        Ok(guards) => {
+            // Ends when worker 0 has let go of its listener.
+            for found in heard {
+                if let Err(error) = hear(found) {
+                    shared.fail(error);
+                }
+                answer.send(()).ok();
+            }
+            guards.join().into_iter().filter_map(Result::err).for_each(|panic| {
+                shared.fail(Error::Failed(format!("a worker panicked, which is a bug of the engine: {panic}")));
+            });
+        }
         Err(reason) => shared.fail(Error::Failed(format!("cannot start workers: {reason}"))),
     }
-    let mut found = lock(&found);
-    found.1.then(|| std::mem::take(&mut found.0))
+    complete.load(SeqCst)
+}
+
+/// Who hears of an ingest, and says when that is done.
+struct Listener {
+    told: Sender<Found>,
+    answered: Receiver<()>,
 }
 
 /// The inputs of one worker; only worker 0 has anything to say.
@@ -92,25 +123,21 @@ struct Probes {
     heard: ProbeHandle<Time>,
 }
 
-/// Builds the dataflow and steps it until all is known or the run stops. `true`: all is known.
-fn drive(
-    worker: &mut Worker,
-    shared: &Arc<Shared>,
-    limit: Option<usize>,
-    published: Vec<Row>,
-    found: &Arc<Mutex<(Found, bool)>>,
-) -> bool {
+/// Builds the dataflow and steps it until all is known or the run stops. `true`: all is known, or was known and published
+/// when a watching run was told to stop.
+fn drive(worker: &mut Worker, shared: &Arc<Shared>, ingests: Ingests, mine: Option<(Vec<Row>, Listener)>) -> bool {
     let dataflow = worker.next_dataflow_index();
+    let found = Arc::new(Mutex::new(Found::default()));
     // What is sent while the dataflow is built reaches nobody, and is waited for all the same; so inputs speak later.
-    let (mut inputs, probes) = worker.dataflow(|scope| build(scope, shared, found));
-    // Compared at the end of the ingest, when all wanted rows are known.
+    let (mut inputs, probes) = worker.dataflow(|scope| build(scope, shared, &found));
+    let Some((published, listener)) = mine else {
+        drop(inputs);
+        return step(worker, shared, &probes, &mut |_| {});
+    };
+    // Compared at the end of the first ingest, when all wanted rows are known.
     let end = end_of_ingest(&0);
     published.into_iter().for_each(|row| inputs.published.update_at(Item::of_row(row), end, 1));
-    if worker.index() > 0 {
-        drop(inputs);
-        return step(worker, shared, &probes, || {});
-    }
-    let (sender, rounds) = crossbeam_channel::bounded(2);
+    let (sender, feed_from) = crossbeam_channel::bounded(2);
     let activator = worker.sync_activator_for(vec![dataflow]);
     let feeder = {
         let shared = shared.clone();
@@ -119,7 +146,7 @@ fn drive(
                 // It fails only when the worker is gone, and then there is nobody to wake.
                 activator.activate().ok();
             };
-            match quietly(|| feed(&shared, limit, &sender, wake)) {
+            match quietly(|| feed(&shared, ingests.limit, ingests.watch, &sender, wake)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => shared.fail(error),
                 Err(panic) => shared.fail(Error::Failed(format!("listing the sources' files panicked: {panic}"))),
@@ -133,21 +160,23 @@ fn drive(
             return false;
         }
     };
-    let mut intake = Intake { inputs: Some(inputs), rounds, next: 0 };
-    let complete = step(worker, shared, &probes, || intake.take_rounds(&probes));
-    // Without a listener the feeder ends at its next round.
+    let mut intake =
+        Intake { inputs: Some(inputs), feed: feed_from, next: 0, said_all: false, found, listener, ingests: 0 };
+    let complete = step(worker, shared, &probes, &mut |shared| intake.take(shared, &probes));
+    let complete = complete || intake.is_idle();
+    // Without a listener the feeder ends at its next word.
     drop(intake);
     feeder.join().ok();
     complete
 }
 
 /// Steps until worker 0 has heard everything. `false`: the run stops before that.
-fn step(worker: &mut Worker, shared: &Shared, probes: &Probes, mut intake: impl FnMut()) -> bool {
+fn step(worker: &mut Worker, shared: &Shared, probes: &Probes, intake: &mut dyn FnMut(&Shared)) -> bool {
     while !probes.heard.done() {
         if shared.stopping() {
             return false;
         }
-        intake();
+        intake(shared);
         worker.step_or_park(Some(PARK));
     }
     // A failure may have let a capability go, so that the dataflow only looks complete.
@@ -156,40 +185,81 @@ fn step(worker: &mut Worker, shared: &Shared, probes: &Probes, mut intake: impl 
 
 /// Worker 0's side of the feeder.
 struct Intake {
-    /// `None`: the ingest is over.
+    /// `None`: nothing more comes.
     inputs: Option<Inputs>,
-    rounds: Receiver<Round>,
+    feed: Receiver<Feed>,
+    /// The time of the next round.
     next: Time,
+    /// All of this ingest has been said; `next` is the first time of the one after it.
+    said_all: bool,
+    found: Arc<Mutex<Found>>,
+    listener: Listener,
+    /// How many have been told of.
+    ingests: u64,
 }
 
 impl Intake {
-    /// Takes what the feeder has, as long as few enough rounds are open.
-    fn take_rounds(&mut self, probes: &Probes) {
-        while let Some(inputs) = &mut self.inputs {
-            if self.next >= OPEN_ROUNDS && probes.settled.less_equal(&(self.next - OPEN_ROUNDS)) {
+    /// Takes what the feeder has, as long as few enough rounds are open; tells of an ingest when all of it is known.
+    fn take(&mut self, shared: &Shared, probes: &Probes) {
+        while self.inputs.is_some() {
+            if self.said_all {
+                // A failure may have let a capability go, so that the ingest only looks complete.
+                if probes.heard.less_than(&self.next) || shared.stopping() {
+                    return;
+                }
+                self.tell();
+            }
+            let round = self.next - begin_of_ingest(&self.next);
+            if round >= OPEN_ROUNDS && probes.settled.less_equal(&(self.next - OPEN_ROUNDS)) {
                 return;
             }
-            match self.rounds.try_recv() {
-                Ok(round) => {
-                    inputs.insert(round);
+            match self.feed.try_recv() {
+                Ok(Feed::Round(round)) => {
                     self.next += 1;
-                    inputs.advance_to(self.next);
+                    self.say(Some(round));
+                }
+                Ok(Feed::EndOfIngest) => {
+                    self.next = end_of_ingest(&self.next) + 1;
+                    self.said_all = true;
+                    self.say(None);
                 }
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => self.inputs = None,
             }
         }
     }
+
+    /// What came, at the time before `next`.
+    fn say(&mut self, round: Option<Round>) {
+        if let Some(inputs) = &mut self.inputs {
+            round.into_iter().for_each(|round| inputs.insert(round));
+            inputs.advance_to(self.next);
+        }
+    }
+
+    fn tell(&mut self) {
+        let found = std::mem::take(&mut *lock(&self.found));
+        if self.listener.told.send(found).is_ok() {
+            self.listener.answered.recv().ok();
+        }
+        self.said_all = false;
+        self.ingests += 1;
+    }
+
+    /// Whether all that was said has been told of.
+    fn is_idle(&self) -> bool {
+        self.ingests > 0 && !self.said_all && self.next == begin_of_ingest(&self.next) && self.feed.is_empty()
+    }
 }
 
 impl Inputs {
     fn insert(&mut self, round: Round) {
-        for (stage, item) in round.files {
+        for (stage, item, sign) in round.files {
             let input = self.files.iter_mut().find(|(source, _)| *source == stage);
-            input.expect("the feeder lists source stages only").1.insert(item);
+            input.expect("the feeder lists source stages only").1.update(item, sign);
         }
-        for (stage, fault) in round.faults {
-            self.faults.insert((stage as u32, fault));
+        for (stage, fault, sign) in round.faults {
+            self.faults.update((stage as u32, fault), sign);
         }
     }
 
@@ -208,7 +278,7 @@ impl Inputs {
 /// A collection of rows, by stage.
 type Tables<'s> = Vec<Option<VecCollection<'s, Time, Item>>>;
 
-fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<(Found, bool)>>) -> (Inputs, Probes) {
+fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<Found>>) -> (Inputs, Probes) {
     let mut inputs = Inputs { files: Vec::new(), faults: InputSession::new(), published: InputSession::new() };
     let probes = Probes { settled: ProbeHandle::new(), heard: ProbeHandle::new() };
     let mut tables: Tables<'_> = shared.graph.stages.iter().map(|_| None).collect();
@@ -250,21 +320,36 @@ fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<(Found,
     let all_settled = rows_settled.concat(faults.clone().map(|_| ()).inner);
     all_settled.probe_with(&probes.settled);
 
-    let changes = wanted.delay(end_of_ingest).distinct_total().concat(published_rows.negate()).consolidate();
+    let wanted =
+        once_each(wanted.delay(end_of_ingest), shared, |(stage, row)| format!("row `{}` of `{stage}`", row.id));
+    let changes = wanted.concat(published_rows.negate()).consolidate();
     let sink = found.clone();
-    let rows_heard = on_worker_0(changes, move |change, sign| lock(&sink).0.changes.push((change, sign)));
+    let rows_heard = on_worker_0(changes, move |change, sign| lock(&sink).changes.push((change, sign)));
     let sink = found.clone();
-    let faults = faults.delay(end_of_ingest).distinct_total();
-    let faults_heard = on_worker_0(faults, move |fault, sign| {
-        if sign > 0 {
-            lock(&sink).0.faults.push(fault);
-        }
-    });
+    let faults = once_each(faults.delay(end_of_ingest), shared, |(_, fault)| format!("fault of `{}`", fault.unit));
+    let faults_heard = on_worker_0(faults, move |fault, sign| lock(&sink).faults.push((fault, sign)));
     rows_heard.concat(faults_heard).probe_with(&probes.heard);
     (inputs, probes)
 }
 
-fn lock(found: &Mutex<(Found, bool)>) -> std::sync::MutexGuard<'_, (Found, bool)> {
+/// Each once, however often it is there. What is there less than never was taken back twice, which is a bug: the run fails
+/// rather than publish what follows from it.
+fn once_each<'s, D: differential_dataflow::ExchangeData + differential_dataflow::Hashable>(
+    rows: VecCollection<'s, Time, D>,
+    shared: &Arc<Shared>,
+    name: fn(&D) -> String,
+) -> VecCollection<'s, Time, D> {
+    let shared = shared.clone();
+    rows.threshold_total(move |row, count| {
+        if *count < 0 {
+            let what = name(row);
+            shared.fail(Error::Failed(format!("{what} is there {count} times, which is a bug of the engine")));
+        }
+        isize::from(*count > 0)
+    })
+}
+
+fn lock(found: &Mutex<Found>) -> std::sync::MutexGuard<'_, Found> {
     found.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

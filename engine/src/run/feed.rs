@@ -1,12 +1,14 @@
-//! Lists the sources' files, hashes them, and hands them to the dataflow in bounded rounds.
+//! Lists the sources' files, hashes them, and hands what changed to the dataflow in bounded rounds.
 //!
 //! Hashing reads whole files that were never seen, so it has a thread of its own: a timely worker never waits for a disk
-//! that long, and the first round is at work while later files are still read.
+//! that long, and the first round is at work while later files are still read. A run lists its sources once; a watching one
+//! lists them again after each change, and hands over the difference.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::Sender;
 
@@ -14,68 +16,184 @@ use crate::derive::{Fault, Item};
 use crate::error::{Error, Result};
 use crate::run::graph::GroupInput;
 use crate::run::shared::Shared;
+use crate::run::watch::Events;
 use crate::stage::Scan;
 use crate::store::Class;
 
 /// Files of a round. A round costs the dataflow up to about a millisecond, so it should hold several units.
 pub(crate) const ROUND_FILES: usize = 64;
 
-/// A group of source files, each with the index of its stage.
-#[derive(Default)]
-pub(crate) struct Round {
-    pub(crate) files: Vec<(usize, Item)>,
-    pub(crate) faults: Vec<(usize, Fault)>,
+/// What the feeder says.
+pub(crate) enum Feed {
+    Round(Round),
+    /// All that the sources hold has been said.
+    EndOfIngest,
 }
 
-impl Round {
+/// Source files and faults that came (1) or went (-1), each with the index of its stage.
+#[derive(Default)]
+pub(crate) struct Round {
+    pub(crate) files: Vec<(usize, Item, isize)>,
+    pub(crate) faults: Vec<(usize, Fault, isize)>,
+}
+
+/// What the sources held at the last look.
+#[derive(Default)]
+struct Listing {
+    files: BTreeMap<(usize, Arc<str>), Item>,
+    faults: BTreeSet<(usize, Fault)>,
+}
+
+struct Feeder<'a, W> {
+    shared: &'a Shared,
+    limit: Option<usize>,
+    sender: &'a Sender<Feed>,
+    wake: W,
+    round: Round,
+    /// Kept only where somebody will look again.
+    listing: Option<Listing>,
+}
+
+/// Why the feeder ends before its time: nobody listens any more.
+struct Deaf;
+
+/// Sends all that the sources hold, and with `watch` all that changes in them; `wake` is called after each word.
+pub(crate) fn feed(
+    shared: &Shared,
+    limit: Option<usize>,
+    watch: Option<Duration>,
+    sender: &Sender<Feed>,
+    wake: impl Fn(),
+) -> Result<()> {
+    // Listens first: what changes while the folders are listed is heard of.
+    let events = watch.map(|settle| Events::listen(shared, settle));
+    let listing = events.as_ref().map(|_| Listing::default());
+    let mut feeder = Feeder { shared, limit, sender, wake, round: Round::default(), listing };
+    let mut ended = feeder.ingest(None)?;
+    let Some(events) = events else { return Ok(()) };
+    while let Ok(held_back) = ended {
+        if !events.wait(shared, held_back) {
+            break;
+        }
+        ended = match feeder.ingest(Some(events.settle())) {
+            Ok(ended) => ended,
+            Err(error) => {
+                // A folder that is gone for a moment; what it held stays until it is back.
+                tracing::warn!("{error}; looking again");
+                Ok(true)
+            }
+        };
+    }
+    Ok(())
+}
+
+impl<W: Fn()> Feeder<'_, W> {
+    /// Says what changed since the last ingest. The inner `Ok` tells whether files were held back, as they changed less
+    /// than `settle` ago and may be half written.
+    fn ingest(&mut self, settle: Option<Duration>) -> Result<std::result::Result<bool, Deaf>> {
+        let shared = self.shared;
+        let mut held_back = false;
+        let mut now = Listing::default();
+        let mut scans = Vec::new();
+        for group in &shared.graph.groups {
+            if let GroupInput::Files(stage) = group.input {
+                scans.push((stage, scan(shared, stage, self.limit)?));
+            }
+        }
+        for (stage, (files, faults)) in scans {
+            for fault in faults {
+                self.fault(&mut now, stage, fault);
+            }
+            for (id, path) in files {
+                if shared.stopping() {
+                    return Ok(Err(Deaf));
+                }
+                let before = self.listing.as_mut().and_then(|listing| listing.files.remove(&(stage, id.clone())));
+                match shared.store.file_hash(Path::new(&*path)) {
+                    Ok(content) => {
+                        let same = before.as_ref().is_some_and(|item| item.content == content);
+                        if !same && settle.is_some_and(|settle| is_fresh(Path::new(&*path), settle)) {
+                            held_back = true;
+                            if let Some(before) = before {
+                                now.files.insert((stage, id), before);
+                            }
+                            continue;
+                        }
+                        let item = Item {
+                            id: id.clone(),
+                            content,
+                            source: Some(content),
+                            origin: Some(path.clone()),
+                            files: Arc::from([]),
+                        };
+                        if self.listing.is_some() {
+                            now.files.insert((stage, id), item.clone());
+                        }
+                        if before.as_ref() == Some(&item) {
+                            continue;
+                        }
+                        let mut scanned = shared.scanned.lock().unwrap_or_else(PoisonError::into_inner);
+                        scanned.insert(path, content);
+                        drop(scanned);
+                        self.round.files.extend(before.map(|before| (stage, before, -1)));
+                        self.round.files.push((stage, item, 1));
+                    }
+                    Err(error) => {
+                        self.round.files.extend(before.map(|before| (stage, before, -1)));
+                        let (class, reason) = (Class::Transient, error.to_string());
+                        self.fault(&mut now, stage, Fault { unit: id, path: Some(path), class, reason });
+                    }
+                }
+                if self.round.files.len() >= ROUND_FILES && self.send().is_err() {
+                    return Ok(Err(Deaf));
+                }
+            }
+        }
+        if let Some(before) = self.listing.replace(now) {
+            self.round.files.extend(before.files.into_iter().map(|((stage, _), item)| (stage, item, -1)));
+            self.round.faults.extend(before.faults.into_iter().map(|(stage, fault)| (stage, fault, -1)));
+        } else {
+            self.listing = None;
+        }
+        // A look that found nothing is no ingest, except for the first.
+        let silent = settle.is_some() && self.round.files.is_empty() && self.round.faults.is_empty();
+        if !silent && (self.send().is_err() || self.sender.send(Feed::EndOfIngest).is_err()) {
+            return Ok(Err(Deaf));
+        }
+        (self.wake)();
+        Ok(Ok(held_back))
+    }
+
+    fn send(&mut self) -> std::result::Result<(), Deaf> {
+        self.sender.send(Feed::Round(std::mem::take(&mut self.round))).map_err(|_| Deaf)?;
+        (self.wake)();
+        Ok(())
+    }
+
     /// A file that no operator will see.
-    fn refuse(&mut self, shared: &Shared, stage: usize, fault: Fault) {
-        let counters = &shared.graph.stages[stage].counters;
+    fn fault(&mut self, now: &mut Listing, stage: usize, fault: Fault) {
+        let known = match &mut self.listing {
+            Some(listing) => {
+                now.faults.insert((stage, fault.clone()));
+                listing.faults.remove(&(stage, fault.clone()))
+            }
+            None => false,
+        };
+        if known {
+            return;
+        }
+        let counters = &self.shared.graph.stages[stage].counters;
         counters.total.fetch_add(1, Relaxed);
         counters.quarantined.fetch_add(1, Relaxed);
         counters.settled(1);
-        self.faults.push((stage, fault));
+        self.round.faults.push((stage, fault, 1));
     }
 }
 
-/// Sends all rounds and returns; `wake` is called after each.
-pub(crate) fn feed(shared: &Shared, limit: Option<usize>, rounds: &Sender<Round>, wake: impl Fn()) -> Result<()> {
-    let mut round = Round::default();
-    for group in &shared.graph.groups {
-        let GroupInput::Files(stage) = group.input else { continue };
-        let (files, faults) = scan(shared, stage, limit)?;
-        faults.into_iter().for_each(|fault| round.refuse(shared, stage, fault));
-        for (id, path) in files {
-            if shared.stopping() {
-                return Ok(());
-            }
-            match shared.store.file_hash(Path::new(&*path)) {
-                Ok(content) => {
-                    let mut scanned = shared.scanned.lock().unwrap_or_else(PoisonError::into_inner);
-                    scanned.insert(path.clone(), content);
-                    round.files.push((
-                        stage,
-                        Item { id, content, source: Some(content), origin: Some(path), files: Arc::from([]) },
-                    ));
-                }
-                Err(error) => {
-                    let fault =
-                        Fault { unit: id, path: Some(path), class: Class::Transient, reason: error.to_string() };
-                    round.refuse(shared, stage, fault);
-                }
-            }
-            if round.files.len() == ROUND_FILES {
-                if rounds.send(std::mem::take(&mut round)).is_err() {
-                    return Ok(());
-                }
-                wake();
-            }
-        }
-    }
-    // The worker may have stopped listening; then nobody wants the rest.
-    rounds.send(round).ok();
-    wake();
-    Ok(())
+/// Whether the file changed less than this ago, by its own clock.
+fn is_fresh(path: &Path, settle: Duration) -> bool {
+    let changed = std::fs::metadata(path).and_then(|about| about.modified());
+    changed.is_ok_and(|changed| SystemTime::now().duration_since(changed).unwrap_or_default() < settle)
 }
 
 /// A file's id and path.

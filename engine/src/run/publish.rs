@@ -1,7 +1,8 @@
-//! The end of a run: rows, quarantine, then the folders outside the store.
+//! The end of an ingest: rows, quarantine, then the folders outside the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::derive::Fault;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::report::Report;
@@ -10,65 +11,91 @@ use crate::run::shared::Shared;
 use crate::spec::MaxQuarantined;
 use crate::store::{Quarantined, Row, Store, place};
 
-/// Publishes what the run has found, and says so in the report. `published` is what was published before.
-pub(crate) fn publish(
-    plan: &Plan,
-    store: &Store,
-    shared: &Shared,
-    published: Vec<Row>,
-    found: Found,
-    report: &mut Report,
-) -> Result<()> {
-    let (mut add, mut remove) = (Vec::new(), Vec::new());
-    for ((stage, item), sign) in found.changes {
-        if sign > 0 { &mut add } else { &mut remove }.push(item.into_row(&stage));
-    }
-    add.sort();
-    remove.sort();
-    if !add.is_empty() || !remove.is_empty() {
-        store.publish(&plan.name, shared.run, &add, &remove)?;
-    }
-    count(&add, &remove, report);
+/// What is published, as this run leaves it after each ingest.
+pub(crate) struct Publisher<'a> {
+    plan: &'a Plan,
+    store: &'a Store,
+    shared: &'a Shared,
+    /// By stage and id.
+    rows: BTreeMap<(String, String), Row>,
+    faults: BTreeSet<(u32, Fault)>,
+}
 
-    let mut list: Vec<Quarantined> = found
-        .faults
-        .into_iter()
-        .map(|(stage, fault)| Quarantined {
+impl<'a> Publisher<'a> {
+    /// `published` is what was published before.
+    pub(crate) fn new(plan: &'a Plan, store: &'a Store, shared: &'a Shared, published: Vec<Row>) -> Publisher<'a> {
+        let rows = published.into_iter().map(named).collect();
+        Publisher { plan, store, shared, rows, faults: BTreeSet::new() }
+    }
+
+    /// Publishes what an ingest has found, and says so in the report.
+    pub(crate) fn publish(&mut self, found: Found, report: &mut Report) -> Result<()> {
+        let Publisher { plan, store, shared, .. } = *self;
+        let (mut add, mut remove) = (Vec::new(), Vec::new());
+        for ((stage, item), sign) in found.changes {
+            if sign > 0 { &mut add } else { &mut remove }.push(item.into_row(&stage));
+        }
+        add.sort();
+        remove.sort();
+        if !add.is_empty() || !remove.is_empty() {
+            store.publish(&plan.name, shared.run, &add, &remove)?;
+        }
+        count(&add, &remove, report);
+        for row in remove {
+            self.rows.remove(&(row.stage, row.id));
+        }
+        self.rows.extend(add.into_iter().map(named));
+
+        for (fault, sign) in found.faults {
+            if sign > 0 {
+                self.faults.insert(fault)
+            } else {
+                self.faults.remove(&fault)
+            };
+        }
+        self.quarantine(report)?;
+        self.place(report)
+    }
+
+    fn quarantine(&self, report: &mut Report) -> Result<()> {
+        let Publisher { plan, store, shared, .. } = *self;
+        let entry = |(stage, fault): &(u32, Fault)| Quarantined {
             unit: fault.unit.to_string(),
-            path: fault.path.map(|path| path.to_string()),
-            stage: shared.graph.stages[stage as usize].id.clone(),
+            path: fault.path.as_ref().map(|path| path.to_string()),
+            stage: shared.graph.stages[*stage as usize].id.clone(),
             class: fault.class,
-            reason: fault.reason,
+            reason: fault.reason.clone(),
             run: shared.run,
-        })
-        .collect();
-    list.sort();
-    report.quarantined.clone_from(&list);
-    if plan.partial {
-        let others = store.quarantine(&plan.name)?;
-        list.extend(others.into_iter().filter(|entry| plan.index_of(&entry.stage).is_none()));
+        };
+        let mut list: Vec<Quarantined> = self.faults.iter().map(entry).collect();
+        list.sort();
+        report.quarantined.clone_from(&list);
+        if plan.partial {
+            let others = store.quarantine(&plan.name)?;
+            list.extend(others.into_iter().filter(|entry| plan.index_of(&entry.stage).is_none()));
+        }
+        store.set_quarantine(&plan.name, shared.run, &list)?;
+        for entry in report.quarantined.clone() {
+            report.stage_mut(&entry.stage).quarantined += 1;
+        }
+        report.too_many_quarantined = too_many(plan.runtime.max_quarantined, shared, report);
+        Ok(())
     }
-    store.set_quarantine(&plan.name, shared.run, &list)?;
-    for entry in report.quarantined.clone() {
-        report.stage_mut(&entry.stage).quarantined += 1;
-    }
-    report.too_many_quarantined = too_many(plan.runtime.max_quarantined, shared, report);
 
-    let mut now: BTreeMap<(String, String), Row> = BTreeMap::new();
-    let name = |row: Row| ((row.stage.clone(), row.id.clone()), row);
-    now.extend(published.into_iter().map(name));
-    for row in remove {
-        now.remove(&(row.stage, row.id));
+    /// Makes the folders outside the store hold what is published.
+    fn place(&self, report: &mut Report) -> Result<()> {
+        for stage in &self.plan.stages {
+            let Some(placement) = &stage.placement else { continue };
+            let rows = self.rows.values().filter(|row| row.stage == stage.id);
+            let placed = place(self.store, &self.plan.name, &stage.id, placement, &files(&stage.id, rows)?)?;
+            report.outputs.insert(stage.id.clone(), placed.path);
+        }
+        Ok(())
     }
-    now.extend(add.into_iter().map(name));
-    for stage in &plan.stages {
-        let Some(placement) = &stage.placement else { continue };
-        let rows = now.values().filter(|row| row.stage == stage.id);
-        let files = files(&stage.id, rows)?;
-        let placed = place(store, &plan.name, &stage.id, placement, &files)?;
-        report.outputs.insert(stage.id.clone(), placed.path);
-    }
-    Ok(())
+}
+
+fn named(row: Row) -> ((String, String), Row) {
+    ((row.stage.clone(), row.id.clone()), row)
 }
 
 /// A row whose origin alone changed is neither new nor gone.

@@ -6,3 +6,4 @@ mod interrupted;
 mod project;
 mod toys;
 mod upkeep;
+mod watching;

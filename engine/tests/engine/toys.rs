@@ -116,6 +116,9 @@ toy! { List = "list": &[] => &TEXTS;
     fn scan(&self, found: &mut Scan) -> Result<(), StageError> {
         list(&self.root.0, &self.root.0, found)
     }
+    fn watched(&self) -> Vec<PathBuf> {
+        vec![self.root.0.clone()]
+    }
     fn open(&self, _: &Context) -> Result<Box<dyn Operator>, StageError> {
         each(|unit, out| {
             let text = std::fs::read_to_string(unit.file.as_deref().expect("a source's unit is a file"))?;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use miette::{IntoDiagnostic, WrapErr, miette};
 use vw2_engine::plan::Plan;
@@ -34,15 +35,25 @@ pub(crate) fn run(args: &RunArgs) -> miette::Result<ExitCode> {
     let screen = Screen::new();
     drain_on_ctrl_c(options.cancel.clone(), screen.clone())?;
     let watch = progress::watch(options.progress.clone(), &screen);
+    let show = |report: &Report| match args.json {
+        true => text::print(report.to_json()),
+        false => text::print(report.to_string().trim_end()),
+    };
+    if args.watch {
+        // A table that cannot be shown is no reason to stop: the last one is shown again at the end.
+        let report = run::watch(&plan, &store, &options, SETTLE, |report| drop(screen.aside(|| show(report))));
+        drop(watch);
+        return Ok(exit_code(&report?));
+    }
     let report = run::run(&plan, &store, &options);
     drop(watch);
     let report = report?;
-    match args.json {
-        true => text::print(report.to_json())?,
-        false => text::print(report.to_string().trim_end())?,
-    }
+    show(&report)?;
     Ok(exit_code(&report))
 }
+
+/// How long a file has been left alone before a watching run takes it: a copy that is under way is not half read.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// The options of the command line win over `[runtime]`.
 fn override_runtime(plan: &mut Plan, args: &RunArgs) {

@@ -1,5 +1,7 @@
 //! `images`: the still pictures below a folder, such as start scenes of a rollout.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use vw2_data::{Images, media};
 use vw2_engine::stage::{Context, Location, Operator, Output, Port, Scan, Stage, StageError, Table, Unit};
@@ -31,6 +33,10 @@ impl Stage for ImagesSource {
 
     fn scan(&self, found: &mut Scan) -> Result<(), StageError> {
         source::scan_folder(&self.root.0, &self.extensions, found)
+    }
+
+    fn watched(&self) -> Vec<PathBuf> {
+        vec![self.root.0.clone()]
     }
 
     fn open(&self, _ctx: &Context) -> Result<Box<dyn Operator>, StageError> {

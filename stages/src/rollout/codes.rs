@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use vw2_data::formats::code_dataset;
+use vw2_data::formats::{code_dataset, upstream_codes};
 use vw2_engine::stage::{Context, StageError, Unit};
 use vw2_models::ar::{Clips, CodeModel, Sampling};
 
@@ -64,6 +64,11 @@ impl CodeSource {
 
 /// The codes of a file by the name of their video.
 fn read(path: &Path) -> Result<BTreeMap<String, ClipCodes>, StageError> {
+    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
+        let wide = |clip: Vec<u16>| clip.into_iter().map(u32::from).collect();
+        let videos = upstream_codes::read(path)?.into_iter();
+        return Ok(videos.map(|video| (video.name, video.clips.into_iter().map(wide).collect())).collect());
+    }
     let mut by_scene: BTreeMap<String, ClipCodes> = BTreeMap::new();
     let (mut rows, _) = code_dataset::read(path)?;
     rows.sort_by(|a, b| (&a.video, a.clip).cmp(&(&b.video, b.clip)));

@@ -1,6 +1,8 @@
 //! `videos`: the video files below a folder. Yields what each file says of itself; a file that is no readable video is
 //! rejected here, with its reason.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use vw2_data::{Videos, media};
 use vw2_engine::stage::{Context, Location, Operator, Output, Port, Scan, Stage, StageError, Table, Unit};
@@ -32,6 +34,10 @@ impl Stage for VideosSource {
 
     fn scan(&self, found: &mut Scan) -> Result<(), StageError> {
         source::scan_folder(&self.root.0, &self.extensions, found)
+    }
+
+    fn watched(&self) -> Vec<PathBuf> {
+        vec![self.root.0.clone()]
     }
 
     fn open(&self, _ctx: &Context) -> Result<Box<dyn Operator>, StageError> {

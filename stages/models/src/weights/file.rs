@@ -13,7 +13,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 use safetensors::tensor::TensorInfo;
 
-use super::Precision;
+use super::{Precision, vet};
 use crate::error::{Error, Result};
 
 /// Type of a stored element. All of them are read; [`Dtype::is_float`] tells weights from bookkeeping.
@@ -386,6 +386,7 @@ fn open_safetensors(path: &Path, mut file: File, header_bytes: u64) -> Result<We
 }
 
 fn open_torch(path: &Path) -> Result<Weights> {
+    vet::checkpoint(path)?;
     let reader = PytorchReader::new(path).map_err(|error| Error::Format {
         path: path.to_owned(),
         reason: format!("neither a safetensors file nor a PyTorch checkpoint: {error}"),
@@ -401,8 +402,14 @@ fn open_torch(path: &Path) -> Result<Weights> {
     Ok(Weights { path: path.to_owned(), entries: entries.collect(), metadata: BTreeMap::new() })
 }
 
+/// What went wrong with reading: the file, if it contradicts itself, else the system.
 fn read_error(path: &Path, source: std::io::Error) -> Error {
-    Error::Read { path: path.to_owned(), source }
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    let path = path.to_owned();
+    match source.kind() {
+        InvalidData | UnexpectedEof => Error::Format { path, reason: format!("{source}; copy the file again") },
+        _ => Error::Read { path, source },
+    }
 }
 
 fn numbers<T, const N: usize, F: Fn([u8; N]) -> T>(bytes: &[u8], number: F) -> Vec<T> {

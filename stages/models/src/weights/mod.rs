@@ -14,6 +14,7 @@ mod layout;
 mod load;
 mod named;
 mod save;
+mod vet;
 
 pub use config::{config_of, preset, presets};
 pub use convert::{Conversion, Lost};
@@ -23,6 +24,8 @@ pub use load::{Mismatch, Precision, compare, compare_among, load, load_among, lo
 pub use named::{Named, Names, Note, Visitor, device_of, shapes};
 pub use save::{NamedClone, SaveType, collect, save_model, save_safetensors, to_safetensors};
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod released_width;
 #[cfg(test)]

@@ -1,0 +1,109 @@
+//! A watching run: whatever happens in the folder, what is published at each rest is what a run from scratch publishes.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use vw2_engine::report::{Outcome, Report};
+use vw2_engine::run::{Options, watch};
+use vw2_engine::store::{Row, Store};
+
+use crate::project::Project;
+
+const SETTLE: Duration = Duration::from_millis(60);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Small numbers from a seed.
+struct Draws(u64);
+
+impl Draws {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+/// Starts a watching run in a thread; gives what it reports, and what ends it.
+fn start(project: &Project) -> (mpsc::Receiver<Report>, impl FnOnce() -> Report) {
+    let plan = project.plan(&[]);
+    let mut options = Options::of(&plan.runtime);
+    options.threads = 2;
+    let (cancel, store) = (options.cancel.clone(), project.store());
+    let (sender, reports) = mpsc::channel();
+    let told = move |report: &Report| sender.send(report.clone()).unwrap_or_default();
+    let session = std::thread::spawn(move || watch(&plan, &store, &options, SETTLE, told).unwrap());
+    let end = move || {
+        cancel.cancel();
+        session.join().unwrap()
+    };
+    (reports, end)
+}
+
+/// What is published, by stage and id, without opening the store that the session holds.
+fn published(project: &Project) -> Vec<(String, String)> {
+    let store = Store::open_read(project.path("store")).unwrap();
+    store.published("toy").unwrap().into_iter().map(|row| (row.stage, row.id)).collect()
+}
+
+#[test]
+fn whatever_happens_is_published_as_a_rebuild_would() {
+    let seed = std::env::var("VW2_SEED").map_or_else(|_| u64::from(std::process::id()), |text| text.parse().unwrap());
+    let events: u64 = std::env::var("VW2_WATCH_EVENTS").map_or(60, |text| text.parse().unwrap());
+    eprintln!("VW2_SEED={seed} VW2_WATCH_EVENTS={events}");
+    let mut draws = Draws(seed);
+    let project = Project::new(&[("a.txt", "one\ntwo"), ("b.txt", "BAD b")]);
+    let (reports, end) = start(&project);
+    assert_eq!(reports.recv_timeout(PATIENCE).unwrap().outcome, Outcome::Done);
+    for _ in 0..events {
+        let name = format!("{}.txt", draws.below(12));
+        let (path, other) =
+            (project.path("in").join(&name), project.path("in").join(format!("{}.txt", draws.below(12))));
+        match draws.below(8) {
+            0 | 1 => drop(std::fs::remove_file(&path)),
+            2 => drop(std::fs::rename(&path, &other)),
+            3 => drop(std::fs::copy(&path, &other)),
+            4 => project.write(&name, &format!("BAD {}", draws.below(4))),
+            _ => project.write(&name, &format!("line {}\nline {}", draws.below(30), draws.below(30))),
+        }
+        if draws.below(5) == 0 {
+            std::thread::sleep(SETTLE * 2);
+        }
+    }
+    // Rest: nothing is reported for a while, and nothing fresh is left to hold back.
+    let began = Instant::now();
+    while reports.recv_timeout(SETTLE * 12).is_ok() {
+        assert!(began.elapsed() < PATIENCE, "it never comes to rest");
+    }
+    let last = end();
+    assert_eq!(last.outcome, Outcome::Done, "it was idle when it was stopped");
+    let (ours, rebuilt) = (project.result(), project.rebuilt(&[]));
+    assert!(ours.1 == rebuilt.1, "other files, VW2_SEED={seed}");
+    let only = |a: &[Row], b: &[Row]| a.iter().filter(|row| !b.contains(row)).cloned().collect::<Vec<Row>>();
+    assert_eq!((only(&ours.0, &rebuilt.0), only(&rebuilt.0, &ours.0)), (vec![], vec![]), "VW2_SEED={seed}");
+    let again = project.run();
+    assert!(again.stages.iter().all(|stage| stage.executed + stage.added + stage.retracted == 0), "{again}");
+}
+
+#[test]
+fn a_file_that_is_being_written_waits_and_one_that_goes_is_taken_back() {
+    let project = Project::new(&[("a.txt", "one")]);
+    let (reports, end) = start(&project);
+    let first = reports.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(first.stage("texts").unwrap().added, 1);
+    // Written in steps that are closer together than the time a file has to rest.
+    let mut text = String::new();
+    for part in ["two ", "and ", "three"] {
+        text += part;
+        project.write("b.txt", &text);
+        std::thread::sleep(SETTLE / 3);
+    }
+    let second = reports.recv_timeout(PATIENCE).unwrap();
+    let texts = second.stage("texts").unwrap();
+    assert_eq!((texts.executed, texts.added, texts.retracted), (1, 1, 0), "{second}");
+    assert!(published(&project).contains(&("lines".into(), "b.txt#0".into())));
+
+    std::fs::remove_file(project.path("in/b.txt")).unwrap();
+    let third = reports.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(third.stage("texts").unwrap().retracted, 1, "{third}");
+    assert!(!published(&project).iter().any(|(_, id)| id.starts_with("b.txt")));
+    end();
+}
