@@ -12,7 +12,8 @@ fn told(project: &Project, arguments: &[&str]) -> String {
 #[test]
 fn every_command_helps_with_examples() {
     let project = Project::new();
-    let commands = ["", "run", "plan", "stages", "status", "show", "show weights", "convert"];
+    let commands = ["", "run", "plan", "stages", "status", "quarantine", "gc", "verify", "convert"];
+    let commands = commands.into_iter().chain(["show", "show clip", "show code", "show weights"]);
     for command in commands {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let help = project.vw2(&arguments);
@@ -53,6 +54,11 @@ fn wrong_words_on_the_command_line() {
         (&["run", PIPELINE, "--device", "abacus"], "abacus"),
         (&["stages", "slize"], "slice"),
         (&["status"], "no store at `.vw2`"),
+        (&["gc"], "no store at `.vw2`"),
+        (&["gc", "--dry-run"], "no store at `.vw2`"),
+        (&["verify", "--repair"], "no store at `.vw2`"),
+        (&["quarantine", "--retry"], "no store at `.vw2`"),
+        (&["show", "code", "a"], "no store at `.vw2`"),
         (&["frobnicate"], "unrecognized subcommand"),
     ];
     for (arguments, wanted) in cases {

@@ -10,6 +10,8 @@ mod pipelines;
 
 mod incremental;
 
+mod store_tools;
+
 mod media;
 
 mod repository;

@@ -1,5 +1,7 @@
 //! What a run did: per stage, as a table for people and as one JSON object for programs.
 
+mod recorded;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -7,6 +9,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+
+pub(crate) use recorded::record;
+pub use recorded::{RecordedFile, RecordedStage};
 
 use crate::plan::Plan;
 use crate::run::graph::Graph;

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::plan::{Plan, fingerprints};
+use crate::plan::Plan;
 use crate::pool::{Budget, Cancel, CommitMessage, Progress, Threads, commit_loop, quietly};
-use crate::report::{Outcome, Report};
+use crate::report::{Outcome, Report, record};
 use crate::spec::Runtime;
 use crate::store::{Row, Store};
 use dataflow::{Found, Ingests};
@@ -94,12 +94,11 @@ fn session(
     told: &mut dyn FnMut(&Report),
 ) -> Result<Report> {
     let start = Instant::now();
-    let fingerprints = fingerprints(plan, &options.numeric, &mut |path| store.file_hash(path))?;
+    let (fingerprints, stages) = record(plan, &options.numeric, &mut |path| store.file_hash(path))?;
     let settings = json!({
         "workers": options.workers, "threads": options.threads, "limit": options.limit,
         "device": device(plan, options), "numeric": options.numeric, "memory": plan.runtime.memory,
-        "stages": plan.stages.iter().map(|stage| stage.id.as_str()).collect::<Vec<_>>(),
-        "watch": watch.is_some(),
+        "stages": stages, "watch": watch.is_some(),
     });
     let run = store.begin_run(&plan.name, &settings.to_string())?;
     let graph = Graph::new(plan, &fingerprints, &options.progress);

@@ -8,6 +8,8 @@ use vw2_stages::STAGES;
 
 /// Exit code of a run that ended, but with more quarantined units than `max_quarantined` allows.
 pub(crate) const TOO_MANY_QUARANTINED: u8 = 1;
+/// Exit code of `verify` where something is wrong.
+pub(crate) const DAMAGED: u8 = 1;
 /// Exit code where nothing could run: a wrong pipeline, a locked store, missing weights. clap uses it for usage, too.
 pub(crate) const COULD_NOT_RUN: u8 = 2;
 /// Exit code after Ctrl-C, as shells count it.
@@ -27,7 +29,8 @@ Examples:
   vw2-pipe plan pipelines/full.toml       what it would do; opens nothing
   vw2-pipe stages                         what a pipeline can be made of
 
-Exit codes: 0 done, 1 done but too many units were quarantined, 2 could not run, 130 interrupted.
+Exit codes: 0 done, 1 done but too many units were quarantined (`verify`: something is wrong), 2 could not run,
+130 interrupted.
 VW2_LOG=debug writes a log to stderr."
 )]
 pub(crate) struct Cli {
@@ -41,6 +44,9 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     Stages(StagesArgs),
     Status(StatusArgs),
+    Quarantine(QuarantineArgs),
+    Gc(GcArgs),
+    Verify(VerifyArgs),
     Show(ShowArgs),
     Convert(ConvertArgs),
 }
@@ -104,22 +110,108 @@ pub(crate) struct StagesArgs {
     pub(crate) kind: Option<String>,
 }
 
-/// Show what a store holds: last runs, published rows, quarantined units with their reasons
+/// Show what a store holds: its size, last runs, published rows, quarantined units with their reasons
+///
+/// Works beside a run.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vw2-pipe status
-  vw2-pipe status --store /data/vw2-store")]
+  vw2-pipe status --store /data/vw2-store --json")]
 pub(crate) struct StatusArgs {
-    /// Folder of the store
-    #[arg(long, value_name = "DIR", default_value = ".vw2")]
-    pub(crate) store: PathBuf,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
-/// Show what a file holds
+/// List the units that were rejected or failed, or have them tried again
+///
+/// A unit whose data is bad is not tried again until its content changes. `--retry` forgets that, for use after an update
+/// of the program or of ffmpeg. Units that failed for another reason are tried by every run anyway.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  vw2-pipe quarantine
+  vw2-pipe quarantine clips                        those of one stage
+  vw2-pipe quarantine --retry                      the next run tries all of them again
+  vw2-pipe quarantine --retry talk_07.mp4 --json   one unit")]
+pub(crate) struct QuarantineArgs {
+    /// Only units of these stages, or these units, by id or path
+    #[arg(value_name = "STAGE|UNIT")]
+    pub(crate) which: Vec<String>,
+    /// Only units of this pipeline
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pipeline: Option<String>,
+    /// Forget what is known against the listed units, so that the next run tries them again
+    #[arg(long)]
+    pub(crate) retry: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// Clear away what nothing needs: results of older data and parameters, files that nothing names
+///
+/// Stays: what pipelines publish now; what the last N finished runs computed or took back, so that as many edits can be
+/// undone without computing anything; work of the last 30 days that no run has finished yet; verdicts on units in
+/// quarantine. A run after it executes nothing that it would not have executed before. Files outside the store, with
+/// older versions of an export, are never touched.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe gc --dry-run           what it would free
+  vw2-pipe gc
+  vw2-pipe gc --keep-runs 0       only what is published now stays")]
+pub(crate) struct GcArgs {
+    /// Say what would go, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Finished runs, of all pipelines, whose results stay
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) keep_runs: usize,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// Check a store against itself: every name leads to the bytes that it stands for
+///
+/// Reads all blobs, or a sample of them, the whole manifest, and files outside the store that were touched. Exit code 1
+/// where anything is wrong.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe verify
+  vw2-pipe verify --sample 1000             reads that many blobs, drawn at random
+  vw2-pipe verify --sample 1000 --seed 7    the same ones again
+  vw2-pipe verify --repair                  the next run computes again what is damaged")]
+pub(crate) struct VerifyArgs {
+    /// Read only so many blobs
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) sample: Option<usize>,
+    /// Which blobs a sample has; without it, other ones each time
+    #[arg(long, value_name = "SEED", requires = "sample")]
+    pub(crate) seed: Option<u64>,
+    /// Move damaged blobs into the store's folder `damaged` and forget damaged rows, so that the next run computes them
+    #[arg(long)]
+    pub(crate) repair: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// Which store, and how to answer.
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// Folder of the store
+    #[arg(long = "store", value_name = "DIR", default_value = ".vw2")]
+    pub(crate) dir: PathBuf,
+    /// Print exactly one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show where a published row comes from, or what a file holds
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe show code ep_0007.mp4#1
   vw2-pipe show weights data/samples/weights/dldm-tiny.safetensors")]
 pub(crate) struct ShowArgs {
     #[command(subcommand)]
@@ -128,7 +220,41 @@ pub(crate) struct ShowArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ShowCommand {
+    Clip(ShowClipArgs),
+    Code(ShowCodeArgs),
     Weights(ShowWeightsArgs),
+}
+
+/// A clip's file and frames, and the stages that lead to it, with their parameters
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe show clip ep_0007.mp4#1
+  vw2-pipe show clip ep_0007.mp4#1 --json")]
+pub(crate) struct ShowClipArgs {
+    #[command(flatten)]
+    pub(crate) row: ShowRowArgs,
+}
+
+/// A clip's codes, and where they come from: file, frames, the stages that lead to them, parameters and weights
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe show code ep_0007.mp4#1
+  vw2-pipe show code ep_0007.mp4#1 --json")]
+pub(crate) struct ShowCodeArgs {
+    #[command(flatten)]
+    pub(crate) row: ShowRowArgs,
+}
+
+/// Which published row.
+#[derive(Debug, Args)]
+pub(crate) struct ShowRowArgs {
+    /// The row's id, as the export has it
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
 /// Names, shapes and types of a weights file, and which model it fits; reads no tensor

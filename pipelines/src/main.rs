@@ -1,7 +1,7 @@
 //! `vw2-pipe`: parse, call the command, print the error, give the exit code.
 //!
-//! Data goes to stdout, talk to stderr. Exit codes: 0 done, 1 done but above `max_quarantined`, 2 could not run,
-//! 130 interrupted.
+//! Data goes to stdout, talk to stderr. Exit codes: 0 done, 1 done but above `max_quarantined` or a store is damaged,
+//! 2 could not run, 130 interrupted.
 
 #![forbid(unsafe_code)]
 
@@ -30,6 +30,9 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::plan(args),
         Command::Stages(args) => commands::stages::stages(args),
         Command::Status(args) => commands::status::status(args),
+        Command::Quarantine(args) => commands::quarantine::quarantine(args),
+        Command::Gc(args) => commands::gc::gc(args),
+        Command::Verify(args) => commands::verify::verify(args),
         Command::Show(args) => commands::show::show(args),
         Command::Convert(args) => commands::convert::convert(args),
     };

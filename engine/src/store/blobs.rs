@@ -41,7 +41,7 @@ impl Blobs {
         Ok(())
     }
 
-    fn temp_dir(&self) -> PathBuf {
+    pub(super) fn temp_dir(&self) -> PathBuf {
         self.dir.join("tmp")
     }
 
@@ -53,6 +53,23 @@ impl Blobs {
 
     pub fn contains(&self, hash: &Hash) -> bool {
         self.path(hash).is_file()
+    }
+
+    /// All that are there, with path and size in bytes. Files with other names are not the store's.
+    pub(super) fn list(&self) -> Result<Vec<(Hash, PathBuf, u64)>> {
+        let mut found = Vec::new();
+        for folder in entries(&self.dir)? {
+            let Some(first) = folder.file_name().and_then(|name| name.to_str()).filter(|name| name.len() == 2) else {
+                continue;
+            };
+            for path in entries(&folder)? {
+                let rest = path.file_name().and_then(|name| name.to_str());
+                let hash = rest.and_then(|rest| format!("{first}{rest}").parse().ok());
+                let metadata = fs::symlink_metadata(&path).map_err(Error::io("look at", &path))?;
+                found.extend(hash.filter(|_| metadata.is_file()).map(|hash| (hash, path, metadata.len())));
+            }
+        }
+        Ok(found)
     }
 
     pub fn read(&self, hash: &Hash) -> Result<Vec<u8>> {
@@ -110,6 +127,15 @@ impl Blobs {
 /// A temporary file with the permissions that the user's other files have (tempfile's own default is private).
 pub(super) fn new_temp_file(dir: &Path, prefix: &str) -> io::Result<NamedTempFile> {
     tempfile::Builder::new().prefix(prefix).permissions(fs::Permissions::from_mode(0o666)).tempfile_in(dir)
+}
+
+/// What lies in a folder; nothing where there is none.
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list = || fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
+    match list() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        list => list.map_err(Error::io("list", folder)),
+    }
 }
 
 /// Makes names in a folder survive a power cut.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::fingerprint::Hash;
 
 /// Step `n` brings a manifest of format `n` to format `n + 1`. Released steps never change; new ones are appended.
-const MIGRATIONS: &[&str] = &[include_str!("format_1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("format_1.sql"), include_str!("format_2.sql")];
 
 /// One output row of a memoised unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,7 +153,7 @@ impl ToSql for Class {
 }
 
 /// `[["path", "hash"], …]` in one column.
-struct Files(Vec<(String, Hash)>);
+pub(super) struct Files(pub(super) Vec<(String, Hash)>);
 
 impl FromSql for Files {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Files> {
@@ -165,7 +165,7 @@ fn files_text(files: &[(String, Hash)]) -> String {
     serde_json::to_string(files).expect("paths and hashes are plain text, which JSON can hold")
 }
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as i64)
 }
 
@@ -187,12 +187,15 @@ pub(super) fn open(dir: &Path) -> Result<Connection> {
     Ok(manifest)
 }
 
+/// The manifest's path. `Err`: there is none.
+pub(super) fn find(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("manifest.sqlite");
+    if path.is_file() { Ok(path) } else { Err(Error::NoStore { dir: dir.to_owned() }) }
+}
+
 /// Opens a manifest that exists, for reading.
 pub(super) fn open_read(dir: &Path) -> Result<Connection> {
-    let path = dir.join("manifest.sqlite");
-    if !path.is_file() {
-        return Err(Error::NoStore { dir: dir.to_owned() });
-    }
+    let path = find(dir)?;
     let fail = || Error::manifest("open tables");
     let manifest = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(fail())?;
     manifest.busy_timeout(Duration::from_secs(10)).map_err(fail())?;
@@ -323,7 +326,10 @@ impl Store {
         let result = self.change("publish rows", "publish", |manifest| {
             let sql = "DELETE FROM published WHERE pipeline = ?1 AND stage = ?2 AND id = ?3 AND content = ?4";
             let mut delete = manifest.prepare_cached(sql)?;
+            let mut retire =
+                manifest.prepare_cached("INSERT OR REPLACE INTO retired (content, run) VALUES (?1, ?2)")?;
             for row in remove {
+                retire.execute(params![row.content, run])?;
                 if delete.execute(params![pipeline, row.stage, row.id, row.content])? == 0 {
                     wrong = Some(format!("stage `{}`: row `{}` is to be removed and is not there", row.stage, row.id));
                     return Err(rusqlite::Error::StatementChangedRows(0));
@@ -417,6 +423,12 @@ impl Store {
     pub fn runs(&self, limit: usize) -> Result<Vec<RunRecord>> {
         let sql = format!("SELECT {RUN_COLUMNS} FROM run ORDER BY id DESC LIMIT ?1");
         self.list("read runs", &sql, params![limit as i64], run_record)
+    }
+
+    /// A run by its number; `None` where it never was, or its record was cleared away.
+    pub fn run(&self, id: i64) -> Result<Option<RunRecord>> {
+        let sql = format!("SELECT {RUN_COLUMNS} FROM run WHERE id = ?1");
+        Ok(self.list("read runs", &sql, params![id], run_record)?.pop())
     }
 
     /// Names of all pipelines that ever ran here, sorted.

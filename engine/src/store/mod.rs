@@ -5,14 +5,20 @@
 //!
 //! Order of durable writes: blob, then memo row, then published row, then files outside the store. A crash between any
 //! two leaves something unused or something missing, never something wrong; the next run mends it.
+//!
+//! What nothing needs any more goes by [`Store::gc`] alone, in the other order: manifest first, then files.
 
 mod blobs;
 mod fail;
+mod gc;
+mod lineage;
 mod manifest;
 mod publish;
+mod retry;
 mod rows;
 mod scratch;
 mod seen;
+mod verify;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
@@ -25,9 +31,12 @@ use rusqlite::Connection;
 
 pub use blobs::Blobs;
 pub use fail::{FAIL_POINTS, abort_at};
+pub use gc::{Freed, Garbage};
+pub use lineage::{MadeBy, PublishedRow, Seen, Sizes};
 pub use manifest::{Class, Finished, Memo, MemoRow, Quarantined, Row, RunRecord};
 pub use publish::{Placed, place};
 pub use scratch::Scratch;
+pub use verify::{Damage, DamageKind, Verified};
 
 use crate::error::{Error, Result};
 use crate::fingerprint::Hash;
@@ -66,21 +75,41 @@ impl Store {
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
         let dir = dir.as_ref().to_owned();
         fs::create_dir_all(&dir).map_err(Error::io("make the store's folder", &dir))?;
-        let lock = Lock::take(&dir)?;
-        let manifest = manifest::open(&dir)?;
-        let blobs = Blobs::create(&dir)?;
-        blobs.remove_stale_temp_files()?;
-        let manifest = Arc::new(Mutex::new(manifest));
-        Ok(Store { dir: dir.into(), blobs, manifest, seen: Arc::default(), lock: Some(Arc::new(lock)) })
+        let store = Store::open_for_upkeep(&dir, Lock::take(&dir)?)?;
+        store.blobs.remove_stale_temp_files()?;
+        Ok(store)
+    }
+
+    /// Opens an existing store for upkeep: as [`Store::open`], but makes none, and leaves stale files to [`Store::gc`].
+    pub fn open_existing(dir: impl AsRef<Path>) -> Result<Store> {
+        let dir = dir.as_ref();
+        manifest::find(dir)?;
+        Store::open_for_upkeep(dir, Lock::take(dir)?)
+    }
+
+    fn open_for_upkeep(dir: &Path, lock: Lock) -> Result<Store> {
+        let manifest = manifest::open(dir)?;
+        let blobs = Blobs::create(dir)?;
+        Ok(Store::of(dir, manifest, blobs, Some(lock)))
     }
 
     /// Opens an existing store for looking only: takes no lock, so it works beside a run.
     pub fn open_read(dir: impl AsRef<Path>) -> Result<Store> {
-        let dir = dir.as_ref().to_owned();
-        let manifest = manifest::open_read(&dir)?;
-        let blobs = Blobs::at(&dir);
+        let dir = dir.as_ref();
+        Ok(Store::of(dir, manifest::open_read(dir)?, Blobs::at(dir), None))
+    }
+
+    /// Opens an existing store for looking while nobody changes it: `Err` beside a run.
+    pub fn open_still(dir: impl AsRef<Path>) -> Result<Store> {
+        let dir = dir.as_ref();
+        manifest::find(dir)?;
+        let lock = Lock::take(dir)?;
+        Ok(Store::of(dir, manifest::open_read(dir)?, Blobs::at(dir), Some(lock)))
+    }
+
+    fn of(dir: &Path, manifest: Connection, blobs: Blobs, lock: Option<Lock>) -> Store {
         let manifest = Arc::new(Mutex::new(manifest));
-        Ok(Store { dir: dir.into(), blobs, manifest, seen: Arc::default(), lock: None })
+        Store { dir: dir.into(), blobs, manifest, seen: Arc::default(), lock: lock.map(Arc::new) }
     }
 
     pub fn dir(&self) -> &Path {

@@ -327,7 +327,7 @@ fn stamp(metadata: &Metadata) -> (i64, i64) {
     (metadata.len() as i64, mtime_ns(metadata))
 }
 
-fn version_name(version: u64) -> String {
+pub(super) fn version_name(version: u64) -> String {
     format!("v{version:06}")
 }
 

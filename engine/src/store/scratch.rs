@@ -66,10 +66,10 @@ impl Scratch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn unit(key: &str) -> Unit {
+    pub(crate) fn unit(key: &str) -> Unit {
         let key = Hash::of_bytes(key.as_bytes());
         Unit { id: "a".into(), key, file: None, row: None, row_port: "", tables: Vec::new() }
     }

@@ -5,4 +5,5 @@ mod incremental;
 mod interrupted;
 mod project;
 mod toys;
+mod upkeep;
 mod watching;

@@ -9,7 +9,6 @@ use miette::{IntoDiagnostic, WrapErr, miette};
 use vw2_models::weights::{Conversion, Lost, SaveType, Weights};
 
 use crate::cli::{self, ConvertArgs, FloatType};
-use crate::commands::show;
 use crate::text;
 
 pub(crate) fn convert(args: &ConvertArgs) -> miette::Result<ExitCode> {
@@ -31,7 +30,7 @@ pub(crate) fn convert(args: &ConvertArgs) -> miette::Result<ExitCode> {
         (false, true) => ", with the configuration of the preset that it fits",
         (false, false) => ", without configuration",
     };
-    let (count, size) = (conversion.tensor_count(), show::size(conversion.size_bytes() as usize));
+    let (count, size) = (conversion.tensor_count(), text::size(conversion.size_bytes()));
     text::print(format_args!("{}: {count} tensors, {size}{config}", to.display()))?;
     Ok(ExitCode::SUCCESS)
 }

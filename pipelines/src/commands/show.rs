@@ -1,4 +1,4 @@
-//! `vw2-pipe show weights FILE`: what a weights file holds, and which model it fits. Reads no tensor.
+//! `vw2-pipe show WHAT`; here `show weights FILE`: what a weights file holds, and which model it fits. Reads no tensor.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -8,11 +8,14 @@ use serde_json::{Value, json};
 use vw2_models::weights::{self, Dtype, Fit, Mismatch, Origin, Verdict, Weights};
 
 use crate::cli::{ShowArgs, ShowCommand, ShowWeightsArgs};
+use crate::commands::lineage;
 use crate::numbered::{self, Run};
 use crate::text;
 
 pub(crate) fn show(args: &ShowArgs) -> miette::Result<ExitCode> {
     match &args.what {
+        ShowCommand::Clip(args) => lineage::show_clip(&args.row),
+        ShowCommand::Code(args) => lineage::show_code(&args.row),
         ShowCommand::Weights(args) => show_weights(args),
     }
 }
@@ -66,7 +69,12 @@ fn as_text(weights: &Weights, fits: &[Fit], every_tensor: bool) -> String {
     let (all, by_type) = totals(weights);
     let mut text = format!("{}\n\n{}\n\n", weights.path().display(), names(weights, every_tensor));
     let line = |what: &str, total: &Total| {
-        [what.to_owned(), total.tensors.to_string(), grouped(total.parameters), size(total.size_bytes)]
+        [
+            what.to_owned(),
+            total.tensors.to_string(),
+            text::grouped(total.parameters),
+            text::size(total.size_bytes as u64),
+        ]
     };
     let head = ["type", "tensors", "parameters", "size"].map(str::to_owned);
     let types = by_type.iter().map(|(dtype, total)| line(&format!("{dtype:?}"), total));
@@ -186,36 +194,4 @@ fn fit_json(fit: &Fit) -> Value {
         }
     }
     all
-}
-
-/// `1,956,324,352`.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy);
-    groups.collect::<Vec<_>>().join(",")
-}
-
-/// In the largest unit of which there is one.
-pub(super) fn size(size_bytes: usize) -> String {
-    let (mut value, mut unit) = (size_bytes as f64, "bytes");
-    for larger in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, larger);
-    }
-    if unit == "bytes" { format!("{size_bytes} {unit}") } else { format!("{value:.1} {unit}") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_written_for_people() {
-        let cases = [(0, "0", "0 bytes"), (1023, "1,023", "1023 bytes"), (1_356_324, "1,356,324", "1.3 MiB")];
-        for (number, with_commas, as_size) in cases {
-            assert_eq!((grouped(number), size(number)), (with_commas.to_owned(), as_size.to_owned()));
-        }
-    }
 }

@@ -2,86 +2,109 @@
 
 use std::fmt::Write;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use vw2_engine::store::{Quarantined, RunRecord, Store};
+use serde_json::{Map, Value, json};
+use vw2_engine::store::{Quarantined, RunRecord, Sizes, Store};
 
 use crate::cli::StatusArgs;
+use crate::commands::quarantine;
 use crate::text;
 
+/// What is told of one pipeline.
+struct Pipeline {
+    name: String,
+    last: Option<RunRecord>,
+    counts: Vec<(String, u64)>,
+    quarantined: Vec<Quarantined>,
+}
+
 pub(crate) fn status(args: &StatusArgs) -> miette::Result<ExitCode> {
-    let store = Store::open_read(&args.store)?;
-    let mut text = format!("store {}\n", args.store.display());
-    for pipeline in store.pipelines()? {
-        let last = store.last_run(&pipeline)?;
-        let _ = write!(text, "\npipeline {pipeline}: {}\n", last.as_ref().map_or("no run".to_owned(), told));
-        text += &published(&store.counts(&pipeline)?);
-        text += &quarantine(&store.quarantine(&pipeline)?);
+    let store = Store::open_read(&args.store.dir)?;
+    let pipelines: vw2_engine::Result<Vec<Pipeline>> = store
+        .pipelines()?
+        .into_iter()
+        .map(|name| {
+            let (last, counts) = (store.last_run(&name)?, store.counts(&name)?);
+            let quarantined = store.quarantine(&name)?;
+            Ok(Pipeline { name, last, counts, quarantined })
+        })
+        .collect();
+    let (sizes, pipelines) = (store.sizes()?, pipelines?);
+    match args.store.json {
+        true => text::print(as_json(&store, &sizes, &pipelines))?,
+        false => text::print(as_text(&store, &sizes, &pipelines))?,
     }
-    text::print(text.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
 
+fn as_text(store: &Store, sizes: &Sizes, pipelines: &[Pipeline]) -> String {
+    let Sizes { manifest_bytes, blobs, scratch_bytes } = sizes;
+    let mut told = format!("store {}: manifest {}, ", store.dir().display(), text::size(*manifest_bytes));
+    told += &format!("{} {} of {}", blobs.count, text::plural("blob", blobs.count), text::size(blobs.size_bytes));
+    if *scratch_bytes > 0 {
+        told += &format!(", unfinished work {}", text::size(*scratch_bytes));
+    }
+    told += "\n";
+    for Pipeline { name, last, counts, quarantined } in pipelines {
+        let _ = write!(told, "\npipeline {name}: {}\n", last.as_ref().map_or("no run".to_owned(), run));
+        told += &published(counts, last.as_ref());
+        if !quarantined.is_empty() {
+            let _ = write!(told, "  quarantined: {}\n{}", quarantined.len(), quarantine::lines(quarantined, "    "));
+        }
+    }
+    told.trim_end().to_owned()
+}
+
 /// `run 3, done, ended 5 min ago after 41 s`.
-fn told(run: &RunRecord) -> String {
-    let (id, now) = (run.id, now_ms());
+fn run(run: &RunRecord) -> String {
+    let (id, now) = (run.id, text::now_ms());
     match (run.finished_ms, &run.outcome) {
         (Some(finished), Some(outcome)) => {
-            let (ago, took) = (span(now - finished), span(finished - run.started_ms));
+            let (ago, took) = (text::span(now - finished), text::span(finished - run.started_ms));
             format!("run {id}, {outcome}, ended {ago} ago after {took}")
         }
         _ => {
-            format!("run {id} began {} ago and has not ended: it still runs, or was killed", span(now - run.started_ms))
+            let ago = text::span(now - run.started_ms);
+            format!("run {id} began {ago} ago and has not ended: it still runs, or was killed")
         }
     }
 }
 
-fn published(counts: &[(String, u64)]) -> String {
+/// Rows of each stage, and what the last run did there.
+fn published(counts: &[(String, u64)], last: Option<&RunRecord>) -> String {
     if counts.is_empty() {
         return "  nothing is published\n".to_owned();
     }
-    let head = ["  stage".to_owned(), "rows".to_owned()];
-    let rows = counts.iter().map(|(stage, rows)| [format!("  {stage}"), rows.to_string()]);
+    let report = last.map(report).unwrap_or_default();
+    let head = ["  stage", "rows", "executed", "reused"].map(str::to_owned);
+    let rows = counts.iter().map(|(stage, rows)| {
+        let count =
+            |what: &str| report["stages"][stage][what].as_u64().map_or(String::new(), |count| count.to_string());
+        [format!("  {stage}"), rows.to_string(), count("executed"), count("reused")]
+    });
     text::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()) + "\n"
 }
 
-/// One line a unit: class, stage, path (or the unit's id where no file is to blame), reason.
-fn quarantine(list: &[Quarantined]) -> String {
-    if list.is_empty() {
-        return String::new();
-    }
-    let mut text = format!("  quarantined: {}\n", list.len());
-    for Quarantined { unit, path, stage, class, reason, run } in list {
-        let place = path.as_ref().unwrap_or(unit);
-        let _ = writeln!(text, "    {} in `{stage}` since run {run}: {place}: {reason}", class.as_str());
-    }
-    text
+/// What the run's `--json` said; null where it has not ended.
+fn report(run: &RunRecord) -> Value {
+    run.report.as_deref().and_then(|report| serde_json::from_str(report).ok()).unwrap_or_default()
 }
 
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
-}
-
-/// A length of time in the largest unit that leaves at least 2 of it.
-fn span(ms: i64) -> String {
-    let seconds = ms.max(0) / 1000;
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_told_in_a_fitting_unit() {
-        let cases = [(-5, "0 s"), (119_999, "119 s"), (120_000, "2 min"), (7_200_000, "2 h"), (172_800_000, "2 days")];
-        for (ms, wanted) in cases {
-            assert_eq!(span(ms), wanted);
-        }
-    }
+fn as_json(store: &Store, sizes: &Sizes, pipelines: &[Pipeline]) -> Value {
+    let pipeline = |pipeline: &Pipeline| {
+        let Pipeline { name, last, counts, quarantined } = pipeline;
+        let published: Map<String, Value> = counts.iter().map(|(stage, rows)| (stage.clone(), json!(rows))).collect();
+        let last = last.as_ref().map(|run| {
+            json!({
+                "run": run.id, "outcome": run.outcome, "started_ms": run.started_ms, "finished_ms": run.finished_ms,
+                "report": report(run),
+            })
+        });
+        json!({ "pipeline": name, "last_run": last, "published": published, "quarantined": quarantined })
+    };
+    json!({
+        "store": store.dir(),
+        "sizes": sizes,
+        "pipelines": pipelines.iter().map(pipeline).collect::<Vec<_>>(),
+    })
 }

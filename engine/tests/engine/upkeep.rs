@@ -1,0 +1,95 @@
+//! A store is cleared, checked and brought to a newer format, and runs do not notice.
+
+use std::path::Path;
+
+use vw2_engine::store::{Store, abort_at};
+
+use crate::project::{Project, copy, executed};
+
+const FILES: &[(&str, &str)] = &[("a", "one\ntwo"), ("b", "BAD"), ("sub/c", "three")];
+
+/// The store was made by the program of format 1, by two runs over [`FILES`].
+#[test]
+fn a_store_of_format_1_is_brought_to_date_and_computes_nothing() {
+    let project = Project::new(FILES);
+    copy(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/store_format_1")), &project.path("store"));
+    let refused = Store::open_read(project.path("store")).err().unwrap().to_string();
+    assert!(refused.contains("has the older format 1; a `vw2-pipe run` with it brings it to format"), "{refused}");
+    let report = project.run();
+    assert_eq!(executed(&report), []);
+    assert_eq!(project.result(), project.rebuilt(&[]));
+    assert_eq!(report.quarantined.len(), 1, "the verdict is known, too");
+    project.write("a", "one\ntwo\nfour");
+    project.run();
+    assert_eq!(project.result(), project.rebuilt(&[]));
+}
+
+/// A store with garbage: two edits, of which `keep_runs` may be undone.
+fn edited() -> Project {
+    let project = Project::new(FILES);
+    project.run();
+    for text in ["one\nother", "one\nother\nlast"] {
+        project.write("a", text);
+        project.run();
+    }
+    project
+}
+
+#[test]
+fn after_gc_a_run_executes_nothing_that_it_would_not_have_executed_before() {
+    for keep_runs in 0..4 {
+        let project = edited();
+        let before = project.result();
+        let said = project.store().garbage(keep_runs).unwrap();
+        assert_eq!(project.store().gc(keep_runs).unwrap(), said);
+        assert_eq!(said.is_empty(), keep_runs >= 2, "{keep_runs}: {said:?}");
+        let report = project.run();
+        assert_eq!((executed(&report), project.result()), (vec![], before), "keep {keep_runs}");
+
+        // What the last runs took back is still known.
+        project.write("a", "one\nother");
+        assert_eq!(executed(&project.run()).is_empty(), keep_runs >= 1, "one edit undone, keep {keep_runs}");
+        project.write("a", "one\ntwo");
+        assert_eq!(executed(&project.run()).is_empty(), keep_runs >= 2, "both undone, keep {keep_runs}");
+        assert_eq!(project.result(), project.rebuilt(&[]));
+    }
+}
+
+#[test]
+fn a_crash_at_any_durable_write_of_gc_leaves_a_store_that_runs_as_before() {
+    if let (Ok(dir), Ok(nth)) = (std::env::var("TOY_DIR"), std::env::var("TOY_ABORT_AT")) {
+        let store = Store::open_existing(Path::new(&dir).join("store")).unwrap();
+        abort_at(nth.parse().unwrap());
+        store.gc(0).unwrap();
+        return;
+    }
+    let project = edited();
+    ["orphan", "another"].iter().for_each(|text| _ = project.store().blobs().put(text.as_bytes()).unwrap());
+    let before = project.result();
+    std::fs::write(project.path("store/blobs/tmp/stale"), "half").unwrap();
+    let garbage = Store::open_still(project.path("store")).unwrap().garbage(0).unwrap();
+    assert!(garbage.results > 5 && garbage.blobs.count == 3 && garbage.stale.count == 1, "{garbage:?}");
+    let deaths = (1..)
+        .take_while(|nth| {
+            let copied = Project::new(&[]);
+            copy(&project.dir, &copied.dir);
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "upkeep::a_crash_at_any_durable_write_of_gc_leaves_a_store_that_runs_as_before"])
+                .env("TOY_DIR", &copied.dir)
+                .env("TOY_ABORT_AT", nth.to_string())
+                .output()
+                .unwrap();
+            let store = copied.store();
+            let damages = store.verify(None, 0, &mut |_, _| {}).unwrap().damages;
+            assert!(damages.iter().all(|damage| damage.reason == "it is not there"), "death {nth}: {damages:#?}");
+            store.gc(0).unwrap();
+            assert!(store.garbage(0).unwrap().is_empty(), "death {nth}");
+            drop(store);
+            let report = copied.run();
+            assert_eq!(executed(&report), [], "death {nth}");
+            assert_eq!(copied.result(), before, "death {nth}");
+            !child.status.success()
+        })
+        .count();
+    assert_eq!(deaths, 1 + 3 + 1, "the manifest, each blob, the stale file");
+}
