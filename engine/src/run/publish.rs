@@ -183,7 +183,7 @@ mod tests {
                 "{name}"
             );
         }
-        let different: std::collections::BTreeSet<_> = names.iter().collect();
+        let different: BTreeSet<_> = names.iter().collect();
         assert_eq!(different.len(), ids.len());
     }
 }
