@@ -33,8 +33,9 @@ pub struct Diffusion {
     pub guidance: Option<f64>,
     /// Upstream's `default_neg.pickle`, the context of the unconditional pass; without it that pass has zero tokens alone.
     pub negative: Option<InputFile>,
-    /// Both passes of guidance as one batch: faster, for twice the memory.
-    pub batched: bool,
+    /// Both passes of guidance as one batch: faster, for twice the memory. Default: where a quarter of `runtime.memory` holds
+    /// what they need.
+    pub batched: Option<bool>,
     pub sigma_min: f64,
     pub sigma_max: f64,
     /// How the DiT's weights are held in memory: `bf16` takes half of it, and arithmetic stays as it is.
@@ -50,7 +51,7 @@ impl Default for Diffusion {
             solver: Solver::AdamsBashforth2,
             guidance: None,
             negative: None,
-            batched: true,
+            batched: None,
             sigma_min: 0.002,
             sigma_max: 80.0,
             precision: Precision::F32,
@@ -119,6 +120,8 @@ pub(crate) struct Renderer<'a> {
     pub(crate) params: &'a Diffusion,
     /// See [`Diffusion::negative_context`].
     pub(crate) negative: Option<&'a Tensor<3>>,
+    /// The run's byte budget.
+    pub(crate) memory_bytes: u64,
 }
 
 impl Renderer<'_> {
@@ -145,7 +148,10 @@ impl Renderer<'_> {
         let guidance = self.negative.map(|context| Guidance {
             weight: self.params.guidance(),
             context: context.clone(),
-            batched: self.params.batched,
+            batched: self.params.batched.unwrap_or_else(|| {
+                let [_, _, frames, rows, columns] = shape;
+                2 * self.dit.activation_bytes([frames, rows, columns]) <= self.memory_bytes / 4
+            }),
         });
         let model = |x: &[f32], sigma: f64| -> Result<Vec<f32>, StageError> {
             let x = Tensor::from_data(TensorData::new(x.to_vec(), shape), &device);

@@ -129,7 +129,14 @@ impl Evaluator {
             }
         };
         let negative = params.diffusion.negative_context(dit.config().crossattn_emb_channels, device)?;
-        let renderer = Renderer { vae, dldm, dit, params: &params.diffusion, negative: negative.as_ref() };
+        let renderer = Renderer {
+            vae,
+            dldm,
+            dit,
+            params: &params.diffusion,
+            negative: negative.as_ref(),
+            memory_bytes: ctx.memory_bytes,
+        };
         let mut step = |_: usize, _: usize| match ctx.cancel.is_cancelled() {
             true => Err(Interrupted.into()),
             false => Ok(()),

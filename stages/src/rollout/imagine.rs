@@ -108,6 +108,7 @@ impl Imaginer {
             dit,
             params: &params.diffusion,
             negative: negative.as_ref(),
+            memory_bytes: ctx.memory_bytes,
         });
         let mut film = Film::new(params, &ctx.blobs, size)?;
         for (index, clip_codes) in codes.iter().enumerate() {

@@ -122,6 +122,12 @@ impl VideoDit {
         Rotary::new(positions(&self.config, grid, fps), grid.iter().product(), device)
     }
 
+    /// An estimate of what a pass over latents `[T, H, W]` holds at its widest point, the feed-forward: bytes in f32.
+    pub fn activation_bytes(&self, size: [usize; 3]) -> u64 {
+        let tokens = self.grid(size).iter().product::<usize>() as f64;
+        (4.0 * tokens * self.config.model_channels as f64 * (6.0 + 2.0 * self.config.mlp_ratio)) as u64
+    }
+
     /// The network's output, in rectified-flow terms the velocity noise minus data: `[B, C, T, H, W]`.
     ///
     /// # Errors
