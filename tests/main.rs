@@ -12,6 +12,8 @@ mod incremental;
 
 mod media;
 
+mod lying_media;
+
 mod repository;
 
 mod layers;
