@@ -14,6 +14,8 @@ mod store_tools;
 
 mod media;
 
+mod lying_media;
+
 mod repository;
 mod rollout;
 

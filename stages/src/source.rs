@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use vw2_data::media;
 use vw2_engine::stage::{Scan, StageError};
 use walkdir::WalkDir;
 
 /// Adds every file below `root` whose extension is listed, in the order of its path. The id is the path below `root`,
-/// with `/`. Entries that cannot be read, loops of symbolic links and names that are not UTF-8 go to quarantine: a
-/// folder with one bad entry still yields all the others. A root that is a file stands for itself.
+/// with `/`. Entries that cannot be read, loops of symbolic links, pipes and devices, and names that are not UTF-8 go to
+/// quarantine: a folder with one bad entry still yields all the others. A folder is searched, whatever its name. A root
+/// that is a file stands for itself.
 pub(crate) fn scan_folder(root: &Path, extensions: &[String], found: &mut Scan) -> Result<(), StageError> {
     if root.is_file() {
         match root.file_name().map(|name| name.to_str().ok_or_else(|| name.to_string_lossy().into_owned())) {
@@ -33,12 +35,14 @@ pub(crate) fn scan_folder(root: &Path, extensions: &[String], found: &mut Scan) 
             let extension = extension.to_string_lossy().to_ascii_lowercase();
             extensions.iter().any(|e| e.trim_start_matches('.').eq_ignore_ascii_case(&extension))
         });
-        if !wanted || !entry.file_type().is_file() {
+        if !wanted || entry.file_type().is_dir() {
             continue;
         }
-        match id_below(root, entry.path()) {
-            Ok(id) => found.file(id, entry.path()),
-            Err(lossy) => found.reject(lossy, entry.path(), "the name is not UTF-8; rename the file"),
+        // Reading a pipe would wait for its writer, and a device may never end.
+        match (id_below(root, entry.path()), media::kind_of(entry.file_type())) {
+            (Ok(id), None) => found.file(id, entry.path()),
+            (Ok(id), Some(kind)) => found.reject(id, entry.path(), format!("this is {kind} and no file")),
+            (Err(lossy), _) => found.reject(lossy, entry.path(), "the name is not UTF-8; rename the file"),
         }
     }
     Ok(())

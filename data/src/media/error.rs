@@ -8,6 +8,9 @@ pub enum MediaError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 
+    #[error("{}: the file changed while it was read; run again once it is complete", path.display())]
+    Changed { path: PathBuf },
+
     /// The file is no video or picture, or is damaged.
     #[error("{}: {reason}", path.display())]
     Broken { path: PathBuf, reason: String },
@@ -33,13 +36,17 @@ pub enum MediaError {
 impl MediaError {
     /// May another try succeed with the same file? If not, the file's content is at fault.
     pub fn is_transient(&self) -> bool {
-        matches!(self, MediaError::Io { .. } | MediaError::Ffmpeg { .. } | MediaError::Sink(_))
+        matches!(
+            self,
+            MediaError::Io { .. } | MediaError::Changed { .. } | MediaError::Ffmpeg { .. } | MediaError::Sink(_)
+        )
     }
 
     /// The message without the file's path: what is remembered of a file by its content must not name one of its copies.
     pub fn reason(&self) -> String {
         let path = match self {
             MediaError::Io { path, .. }
+            | MediaError::Changed { path }
             | MediaError::Broken { path, .. }
             | MediaError::NeedsFfmpeg { path, .. }
             | MediaError::Ffmpeg { path, .. }
@@ -73,6 +80,7 @@ mod tests {
         for error in [
             MediaError::broken(path, "the file is empty"),
             MediaError::io(path, std::io::ErrorKind::NotFound.into()),
+            MediaError::Changed { path: path.into() },
             MediaError::NoFrame { path: path.into(), frame: 9, frames: 3 },
             MediaError::NeedsFfmpeg { path: path.into(), what: "codec hevc".into() },
         ] {

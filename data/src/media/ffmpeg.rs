@@ -23,6 +23,13 @@ pub(super) const SILENCE: Duration = Duration::from_secs(120);
 
 /// How much of a child's complaints is kept.
 const MAX_COMPLAINT_BYTES: usize = 4096;
+const MAX_COMPLAINTS: usize = 4;
+
+/// The containers that are opened. Left out are lists of other files, whose content no key would cover, still pictures, and
+/// text, which ffmpeg would all read as video.
+const CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,ogg,flv,live_flv,gif,asf,asf_o,mpeg,mpegts,mpegvideo,\
+                          mpegtsraw,m4v,h264,hevc,vc1,av1,obu,ivf,mjpeg,mjpeg_2000,yuv4mpegpipe,nut,dv,mxf,gxf,rm,wtv,h263,\
+                          h261,swf,nsv,nuv,vob,apng,ea,bink,smk,dirac,cavsvideo,evc,vvc";
 
 /// The two programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,10 +86,7 @@ struct Stream {
     timed: bool,
 }
 
-pub(super) fn open(path: &Path, what: &str) -> Result<(VideoInfo, FfmpegReader), MediaError> {
-    let Some(programs) = Programs::find() else {
-        return Err(MediaError::NeedsFfmpeg { path: path.to_owned(), what: what.to_owned() });
-    };
+pub(super) fn open(path: &Path, programs: Programs) -> Result<(VideoInfo, FfmpegReader), MediaError> {
     let stream = examine(path, &programs)?;
     let info = describe(&stream);
     Ok((info, FfmpegReader { path: path.to_owned(), programs, stream, running: None }))
@@ -110,8 +114,8 @@ fn examine(path: &Path, programs: &Programs) -> Result<Stream, MediaError> {
     let entries = "stream=codec_name,width,height,pix_fmt,color_range,color_space,avg_frame_rate,time_base,duration\
                    :format=format_name,start_time,duration:packet=pts,flags";
     let mut command = Command::new(&programs.ffprobe);
-    command.args(["-v", "error", "-select_streams", "v:0", "-show_entries", entries, "-of", "compact"]);
-    command.arg(as_file(path));
+    command.args(["-v", "error", "-format_whitelist", CONTAINERS, "-select_streams", "v:0"]);
+    command.args(["-show_entries", entries, "-of", "compact"]).arg(as_file(path));
     let mut child = Running::start(path, command)?;
     let mut stream = Stream { timed: true, ..Stream::default() };
     let mut seen = false;
@@ -123,7 +127,7 @@ fn examine(path: &Path, programs: &Programs) -> Result<Stream, MediaError> {
             seen |= stream.take(&String::from_utf8_lossy(line));
         }
     }
-    let complaint = child.finish();
+    let complaint = child.finish(path);
     let broken = |reason: String| MediaError::broken(path, reason);
     let why = |complaint: &str| if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
     if !seen {
@@ -141,7 +145,7 @@ fn examine(path: &Path, programs: &Programs) -> Result<Stream, MediaError> {
     }
     // Of a damaged file ffprobe lists the packets that are left, complains, and calls that a success. Complaints in the
     // container's name mean lost packets; what a codec says while it guesses parameters may be harmless.
-    if complaint.contains(&format!("[{} @", stream.container)) || complaint.contains("prematurely") {
+    if complaint.contains(&format!("[{}]", stream.container)) || complaint.contains("prematurely") {
         return Err(broken(format!("the file is damaged or was cut off; copy it again{}", why(&complaint))));
     }
     if u32::try_from(stream.times.len()).is_err() {
@@ -286,6 +290,7 @@ impl FfmpegReader {
         let layout = self.stream.layout();
         let mut command = Command::new(&self.programs.ffmpeg);
         command.args(["-nostdin", "-v", "error", "-xerror", "-threads", "1", "-noautorotate"]);
+        command.args(["-format_whitelist", CONTAINERS]);
         if frame > 0 {
             // Half a frame early: the frame itself is the first that is not left out.
             let (at, before) = (self.stream.times[frame as usize].0, self.stream.times[frame as usize - 1].0);
@@ -294,15 +299,20 @@ impl FfmpegReader {
             command.args(["-ss", &format!("{:.6}", (middle_s - self.stream.start_s).max(0.0))]);
         }
         command.arg("-i").arg(as_file(&self.path)).args(["-map", "0:v:0", "-an", "-sn", "-dn"]);
+        // ffmpeg would scale pictures of another size to that of the first; this filter fails instead.
+        let (width, height) = (self.stream.width, self.stream.height);
+        let mut filters = format!("crop=w=if(eq(iw\\,{width})*eq(ih\\,{height})\\,iw\\,-1):h=ih:x=0:y=0:exact=1");
         if layout.converts {
-            let filter = "scale=out_range=limited:out_color_matrix=";
             let matrix = match layout.matrix {
                 Matrix::Bt601 => "bt601",
                 Matrix::Bt709 => "bt709",
                 Matrix::Bt2020 => "bt2020",
             };
-            command.arg("-vf").arg(format!("{filter}{matrix}:flags=bicubic+accurate_rnd+full_chroma_int"));
+            filters += &format!(
+                ",scale=out_range=limited:out_color_matrix={matrix}:flags=bicubic+accurate_rnd+full_chroma_int"
+            );
         }
+        command.args(["-vf", &filters]);
         command.args(passthrough(&self.programs)).args(["-f", "rawvideo", "-pix_fmt", layout.name, "-"]);
         let mut running = Running::start(&self.path, command)?;
         running.next = frame;
@@ -320,7 +330,7 @@ impl FfmpegReader {
             let mut data = vec![0; width as usize * height as usize];
             if !child.fill(&self.path, &mut data)? {
                 let (got, of) = (child.next, self.stream.times.len());
-                let complaint = child.finish();
+                let complaint = child.finish(&self.path);
                 let why = if complaint.is_empty() { "it gave no reason".into() } else { complaint };
                 let reason = format!("the file lists {of} frames, but ffmpeg gave none after frame {got}: {why}");
                 return Err(MediaError::broken(&self.path, reason));
@@ -333,6 +343,27 @@ impl FfmpegReader {
         child.next += 1;
         Ok(())
     }
+}
+
+/// Complaints without what differs from run to run and from copy to copy, addresses and the file's name, and each once.
+fn on_one_line(complaints: &str, file: &str) -> String {
+    let mut told: Vec<String> = Vec::new();
+    for line in complaints.lines() {
+        let line = line.trim().replace(&format!("{file}: "), "");
+        let line = match line.split_once(" @ 0x") {
+            Some((name, rest)) => format!("{name}{}", rest.trim_start_matches(|c: char| c.is_ascii_hexdigit())),
+            None => line,
+        };
+        if !line.is_empty() && !line.starts_with("Last message repeated") && !told.contains(&line) {
+            told.push(line);
+        }
+    }
+    let left_out = told.len().saturating_sub(MAX_COMPLAINTS);
+    told.truncate(MAX_COMPLAINTS);
+    if left_out > 0 {
+        told.push(format!("and {left_out} more"));
+    }
+    told.join("; ")
 }
 
 /// The option that neither drops nor repeats frames. It was renamed in version 5.1; the program is asked once.
@@ -431,11 +462,10 @@ impl Running {
     }
 
     /// Ends the child and gives its complaints, on one line.
-    fn finish(&mut self) -> String {
+    fn finish(&mut self, path: &Path) -> String {
         self.end();
         let kept = self.complaints.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
-        let text = String::from_utf8_lossy(&kept);
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+        on_one_line(&String::from_utf8_lossy(&kept), &as_file(path).to_string_lossy())
     }
 
     fn end(&mut self) {
@@ -469,6 +499,15 @@ mod tests {
         assert_eq!(Programs::find_in(Some(ffmpeg.clone().into()), None).unwrap().ffmpeg, ffmpeg);
         assert_eq!(Programs::find_in(Some("/nowhere/ffmpeg".into()), path), None);
         assert_eq!(Programs::find_in(None, None), None);
+    }
+
+    #[test]
+    fn complaints_are_the_same_in_every_run() {
+        let text = "[hevc @ 0x557ef01a65c0] no ref 1\n    Last message repeated 1 times\n[hevc @ 0x55ab] no ref 1\n\
+                    file:a/b.ts: corrupt\n";
+        assert_eq!(on_one_line(text, "file:a/b.ts"), "[hevc] no ref 1; corrupt");
+        let many: String = (0..9).map(|i| format!("complaint {i}\n")).collect();
+        assert!(on_one_line(&many, "x").ends_with("complaint 3; and 5 more"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Video and picture files, in and out.
 //!
 //! In: MP4 with H.264 is read in process ([`probe`], [`VideoReader`]); everything else through the `ffmpeg` program, run
-//! as a child, where there is one. A frame's number is its place among the frames that a player shows, from 0: frames
+//! as a child, where there is one; so is, where there is one, H.264 of a kind whose damage the decoder in process would
+//! not see (several slices to a picture, or CAVLC). A frame's number is its place among the frames that a player shows, from 0: frames
 //! outside the edit list are not counted, B-frames stand where they are shown. Rotation in the header is not applied
 //! (as `ffmpeg -noautorotate`).
 //! Out: [`Mp4Writer`], [`contact_sheet`].
@@ -18,6 +19,7 @@ mod mp4;
 mod mp4_writer;
 mod picture;
 mod sps;
+mod stamp;
 
 use std::path::{Path, PathBuf};
 
@@ -25,11 +27,12 @@ pub use contact_sheet::{Sheet, contact_sheet};
 pub use error::MediaError;
 pub use mp4_writer::{Mp4Options, Mp4Writer};
 pub use picture::{Matrix, Picture, PixelFormat, Plane, Range};
+pub use stamp::kind_of;
 
-#[cfg(test)]
 pub(crate) use ffmpeg::Programs;
 
 use crate::VideoInfo;
+use stamp::Stamp;
 
 /// The largest picture that is decoded, in pixels: what H.264 allows at its highest level (6.2).
 pub const MAX_PIXELS: u64 = 139_264 * 256;
@@ -45,6 +48,7 @@ pub fn probe(path: &Path) -> Result<VideoInfo, MediaError> {
 /// An open video file with a place in it: a read goes on from there where that is nearer than the next keyframe.
 pub struct VideoReader {
     path: PathBuf,
+    stamp: Stamp,
     info: VideoInfo,
     source: Source,
 }
@@ -57,14 +61,23 @@ enum Source {
 impl VideoReader {
     /// Reads what [`probe`] reads.
     pub fn open(path: &Path) -> Result<VideoReader, MediaError> {
-        let (info, source) = match h264::open(path)? {
-            h264::Opened::Here(info, reader) => (info, Source::H264(reader)),
-            h264::Opened::Elsewhere(what) => {
-                let (info, reader) = ffmpeg::open(path, &what)?;
-                (info, Source::Ffmpeg(Box::new(reader)))
-            }
-        };
-        Ok(VideoReader { path: path.to_owned(), info, source })
+        Self::open_with(path, Programs::find())
+    }
+
+    /// Some H.264 can be decoded in process, but not checked well: with `programs`, these see to it.
+    fn open_with(path: &Path, programs: Option<Programs>) -> Result<VideoReader, MediaError> {
+        let stamp = Stamp::of(path)?;
+        let opened = open_source(path, programs);
+        if !stamp.is_current(path) {
+            return Err(MediaError::Changed { path: path.to_owned() });
+        }
+        let (info, source) = opened?;
+        Ok(VideoReader { path: path.to_owned(), stamp, info, source })
+    }
+
+    /// Does the path still name the file that this reader has open, unchanged?
+    pub fn is_current(&self) -> bool {
+        self.stamp.is_current(&self.path)
     }
 
     pub fn info(&self) -> &VideoInfo {
@@ -77,7 +90,8 @@ impl VideoReader {
     ///
     /// Decodes from the keyframe before the first wanted frame (or from where the last read ended) to the last one, and
     /// leaves out groups of pictures that no wanted frame lies in. A frame that cannot be decoded is an error, never a
-    /// gap; after an error the reader can be used again.
+    /// gap; after an error the reader can be used again. [`MediaError::Changed`] where the file was written to, replaced
+    /// or removed since it was opened: what `sink` got is then worth nothing, and the file has to be opened anew.
     pub fn read(
         &mut self,
         wanted: &[u32],
@@ -87,11 +101,32 @@ impl VideoReader {
             return Err(MediaError::NoFrame { path: self.path.clone(), frame, frames: self.info.frames });
         }
         let wanted = wanted.iter().copied().collect();
-        match &mut self.source {
+        let read = match &mut self.source {
             Source::H264(reader) => reader.read(wanted, sink),
             Source::Ffmpeg(reader) => reader.read(wanted, sink),
+        };
+        match read {
+            Err(MediaError::Sink(error)) => Err(MediaError::Sink(error)),
+            _ if !self.is_current() => Err(MediaError::Changed { path: self.path.clone() }),
+            read => read,
         }
     }
+}
+
+fn open_source(path: &Path, programs: Option<Programs>) -> Result<(VideoInfo, Source), MediaError> {
+    let what = match (h264::open(path)?, &programs) {
+        (h264::Opened::Here(info, reader), Some(_)) if !reader.hides_damage() => {
+            return Ok((info, Source::H264(reader)));
+        }
+        (h264::Opened::Here(info, reader), None) => return Ok((info, Source::H264(reader))),
+        (h264::Opened::Here(..), Some(_)) => String::new(),
+        (h264::Opened::Elsewhere(what), _) => what,
+    };
+    let Some(programs) = programs else {
+        return Err(MediaError::NeedsFfmpeg { path: path.to_owned(), what });
+    };
+    let (info, reader) = ffmpeg::open(path, programs)?;
+    Ok((info, Source::Ffmpeg(Box::new(reader))))
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use super::{Matrix, MediaError, Range};
 /// More than this in an index is taken for damage: 16 million samples are 77 hours of video at 60 frames per second.
 const MAX_SAMPLES: u64 = 1 << 24;
 const MAX_INDEX_BYTES: u64 = 512 << 20;
+/// More boxes than this at a file's top level are taken for damage; at two a second these are 36 hours.
+const MAX_BOXES: usize = 1 << 18;
 
 /// One coded picture.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +88,24 @@ fn other_kind(start: &[u8]) -> Option<Result<String, String>> {
     if start.get(4..8).is_some_and(|name| FIRST_BOXES.contains(&name)) {
         return None;
     }
+    const OTHERS: [(&[u8], &str); 9] = [
+        (b"\x89PNG", "a PNG picture"),
+        (b"\xff\xd8\xff\xe0", "a JPEG picture"),
+        (b"\xff\xd8\xff\xe1", "a JPEG picture"),
+        (b"BM", "a BMP picture"),
+        (b"%PDF", "a PDF document"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"\x7fELF", "a program"),
+        (b"ID3", "an audio file"),
+    ];
+    if let Some((_, name)) = OTHERS.iter().find(|(magic, _)| start.starts_with(magic)) {
+        return Some(Err(format!("this is {name} and no video")));
+    }
+    if let (Some(b"RIFF"), Some(form @ (b"WEBP" | b"WAVE"))) = (start.get(..4), start.get(8..12)) {
+        let name = if form == b"WEBP" { "a WebP picture" } else { "an audio file" };
+        return Some(Err(format!("this is {name} and no video")));
+    }
     const KINDS: [(&[u8], &str); 9] = [
         (b"\x1a\x45\xdf\xa3", "container matroska"),
         (b"RIFF", "container avi"),
@@ -104,8 +124,12 @@ fn other_kind(start: &[u8]) -> Option<Result<String, String>> {
     if is_transport {
         return Some(Ok("container mpegts".into()));
     }
-    let is_text =
-        start.iter().all(|&byte| byte == b'\t' || byte == b'\n' || byte == b'\r' || (b' '..127).contains(&byte));
+    // The last letter may be cut.
+    let text = std::str::from_utf8(start).or_else(|e| match e.error_len() {
+        None => std::str::from_utf8(&start[..e.valid_up_to()]),
+        Some(_) => Err(e),
+    });
+    let is_text = text.is_ok_and(|text| text.chars().all(|c| matches!(c, '\t' | '\n' | '\r') || !c.is_control()));
     let begin = start[..start.len().min(24)].escape_ascii();
     if is_text {
         return Some(Err(format!("this is text and no video: it begins with `{begin}`")));
@@ -124,6 +148,7 @@ enum Moov {
 /// Walks the boxes of the file's top level, reading headers only, to its index.
 fn find_moov(file: &mut File, length: u64) -> std::io::Result<Result<Moov, String>> {
     let mut at = 0;
+    let mut boxes = 0;
     let mut cut = None;
     let mut moov = None;
     let mut fragments = false;
@@ -151,6 +176,10 @@ fn find_moov(file: &mut File, length: u64) -> std::io::Result<Result<Moov, Strin
             _ => {}
         }
         at = end;
+        boxes += 1;
+        if boxes > MAX_BOXES {
+            return Ok(Err(format!("the file has more than {MAX_BOXES} boxes; it is damaged")));
+        }
     }
     Ok(match (moov, cut) {
         (Some(_), _) if fragments => Ok(Moov::Fragmented),

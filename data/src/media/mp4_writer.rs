@@ -212,7 +212,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("film.mp4");
         std::fs::write(&path, &bytes).unwrap();
-        let mut reader = VideoReader::open(&path).unwrap();
+        let mut reader = VideoReader::open_with(&path, None).unwrap();
         let info = reader.info().clone();
         assert_eq!((info.width, info.height, info.frames, info.decoder.as_str()), (34, 32, 40, "h264"));
         assert_eq!((info.fps_num, info.fps_den, info.duration_s), (25, 2, 3.2));

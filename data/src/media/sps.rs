@@ -1,6 +1,7 @@
-//! The parts of an H.264 sequence parameter set that say what the pictures look like.
+//! The parts of an H.264 sequence parameter set that say what the pictures look like; of a picture parameter set, how they
+//! are coded.
 //!
-//! Source: ITU-T H.264, 7.3.2.1.1 and E.1.1. The decoder reads the set again for itself; this gives what it does not
+//! Source: ITU-T H.264, 7.3.2.1.1, 7.3.2.2 and E.1.1. The decoder reads the set again for itself; this gives what it does not
 //! tell, before anything is decoded: colour, bit depth, and the size.
 
 use super::{Matrix, PixelFormat, Range};
@@ -28,6 +29,23 @@ pub(super) fn parse(nal: &[u8]) -> Result<Sps, &'static str> {
     let payload = without_escapes(nal.get(1..).unwrap_or_default());
     read(&mut Bits { bytes: &payload, at: 0 })
         .ok_or("the sequence parameter set ends early or has a value out of range")
+}
+
+/// Of a picture parameter set's payload without escapes: its number, and whether slices that name it are coded
+/// arithmetically (CABAC).
+pub(super) fn coding(payload: &[u8]) -> Option<(u32, bool)> {
+    let mut bits = Bits { bytes: payload, at: 0 };
+    let id = bits.unsigned()?;
+    bits.unsigned()?; // the sequence parameter set
+    Some((id, bits.read(1)? == 1))
+}
+
+/// The picture parameter set that a slice names, from its payload without escapes.
+pub(super) fn named_by_slice(payload: &[u8]) -> Option<u32> {
+    let mut bits = Bits { bytes: payload, at: 0 };
+    bits.unsigned()?; // first macroblock
+    bits.unsigned()?; // kind of slice
+    bits.unsigned()
 }
 
 /// Profiles whose parameter set tells about chroma and bit depth.
@@ -239,6 +257,17 @@ mod tests {
             let sps = parse(&w.nal()).unwrap();
             assert_eq!((sps.matrix, sps.range), (Some(matrix), Some(Range::Full)), "code {code}");
         }
+    }
+
+    #[test]
+    fn a_slice_names_how_it_is_coded() {
+        let payload = |w: &Writer| w.nal()[1..].to_vec();
+        for (id, is_cabac) in [(0, true), (3, false)] {
+            let set = payload(Writer::default().golomb(id).golomb(0).bits(u32::from(is_cabac), 1).bits(1, 1));
+            assert_eq!(coding(&set), Some((id, is_cabac)));
+            assert_eq!(named_by_slice(&payload(Writer::default().golomb(99).golomb(7).golomb(id))), Some(id));
+        }
+        assert_eq!((coding(&[]), named_by_slice(&[0x80])), (None, None));
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Decoding against the ffmpeg program, on good files, odd files and damaged ones.
 
+mod lying;
+mod lying_media;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -34,8 +37,11 @@ fn reference(path: &Path, pixels: &str) -> Option<Vec<u8>> {
 
 /// Every frame equals ffmpeg's, and there are equally many; false without ffmpeg.
 fn check_equal(path: &Path, pixels: &str) -> bool {
+    check_reader(path, pixels, VideoReader::open(path).unwrap())
+}
+
+fn check_reader(path: &Path, pixels: &str, mut reader: VideoReader) -> bool {
     let Some(want) = reference(path, pixels) else { return false };
-    let mut reader = VideoReader::open(path).unwrap();
     let frames = reader.info().frames;
     let have = read(&mut reader, &(0..frames).collect::<Vec<_>>());
     let size = have[&0].len();
@@ -106,7 +112,12 @@ fn odd_h264_is_decoded_here_and_equals_ffmpeg() {
         ("full_range.mp4", "-pix_fmt yuvj420p", "yuvj420p"),
     ] {
         let Some(path) = made(folder.path(), name, &[words(X264), words(options)].concat()) else { return };
-        assert_eq!(probe(&path).unwrap().decoder, "h264", "{name}");
+        let reader = VideoReader::open_with(&path, None).unwrap();
+        assert_eq!(reader.info().decoder, "h264", "{name}");
+        check_reader(&path, pixels, reader);
+        // Where the ffmpeg program has to look for damage, it gives the same.
+        let hides = ["baseline.mp4", "slices.mp4", "cavlc.mp4"].contains(&name);
+        assert_eq!(probe(&path).unwrap().decoder, if hides { "ffmpeg" } else { "h264" }, "{name}");
         check_equal(&path, pixels);
     }
     // A copy that starts between keyframes: the packets before are decoded, and left out by the edit list.
@@ -372,14 +383,77 @@ fn damaged_files_never_panic_and_never_leave_frames_out() {
 fn a_missing_program_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("film.webm");
-    let what = "container matroska".to_owned();
-    let error = MediaError::NeedsFfmpeg { path: path.clone(), what };
+    std::fs::write(&path, b"\x1a\x45\xdf\xa3 and nothing that ffprobe knows").unwrap();
+    let error = VideoReader::open_with(&path, None).err().unwrap();
     assert!(error.to_string().ends_with(
         "film.webm: container matroska needs the `ffmpeg` program, which is not on PATH; install it or convert the file to H.264 MP4"
     ));
-    std::fs::write(&path, b"\x1a\x45\xdf\xa3 and nothing that ffprobe knows").unwrap();
     if programs().is_some() {
         let error = probe(&path).unwrap_err();
         assert!(!error.is_transient() && error.to_string().contains("no video that ffprobe knows"), "{error}");
+    }
+}
+
+/// What a file becomes while a reader is in it.
+#[test]
+fn a_file_that_changes_while_it_is_read_is_an_error_that_may_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let (clip, other) = (samples().join("ep_0000.mp4"), samples().join("ep_0001.mp4"));
+    let here = folder.path().join("clip.mp4");
+    let mut files = vec![clip.clone()];
+    files.extend(made(folder.path(), "clip.mkv", &words(X264)));
+    for file in files {
+        let bytes = std::fs::read(&file).unwrap();
+        let changes: [(&str, &dyn Fn()); 5] = [
+            ("removed", &|| std::fs::remove_file(&here).unwrap()),
+            ("cut", &|| std::fs::write(&here, &bytes[..bytes.len() / 2]).unwrap()),
+            ("grown", &|| std::fs::write(&here, [&bytes[..], b"more"].concat()).unwrap()),
+            ("overwritten", &|| std::fs::write(&here, std::fs::read(&other).unwrap()).unwrap()),
+            ("replaced", &|| {
+                std::fs::copy(&other, folder.path().join("new")).unwrap();
+                std::fs::rename(folder.path().join("new"), &here).unwrap();
+            }),
+        ];
+        for (what, change) in changes {
+            std::fs::write(&here, &bytes).unwrap();
+            let mut reader = VideoReader::open(&here).unwrap();
+            assert!(reader.is_current());
+            let mut count = 0;
+            let mut sink = |_, _: &Picture| {
+                if count == 3 {
+                    change();
+                }
+                count += 1;
+                Ok(())
+            };
+            let all: Vec<u32> = (0..reader.info().frames).collect();
+            let error = reader.read(&all, &mut sink).unwrap_err();
+            let told = error.to_string().contains("the file changed while it was read");
+            assert!(told && error.is_transient() && !reader.is_current(), "{what}: {error}");
+            let again = reader.read(&[0], &mut |_, _| Ok(()));
+            assert!(again.is_err_and(|error| error.is_transient()), "{what}: the old reader reads on");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("folder.mp4")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(at("pipe.mp4")).status().unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket.mp4")).unwrap();
+    symlink(Path::new("/dev").join("zero"), at("zero.mp4")).unwrap();
+    symlink(at("loop.mp4"), at("loop.mp4")).unwrap();
+    for (name, reason, may_pass) in [
+        ("folder.mp4", "this is a folder and no file", false),
+        ("pipe.mp4", "this is a pipe and no file", false),
+        ("socket.mp4", "this is a socket and no file", false),
+        ("zero.mp4", "this is a device and no file", false),
+        ("loop.mp4", "symbolic links", true),
+    ] {
+        let error = probe(&at(name)).unwrap_err();
+        assert!(error.to_string().contains(reason) && error.is_transient() == may_pass, "{name}: {error}");
     }
 }

@@ -39,7 +39,7 @@ pub enum ResizeRule {
 
 impl Stage for Decode {
     const KIND: &'static str = "decode";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "clips to RGB frames of one size";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[Port::row("clips", &tables::CLIPS)];
@@ -129,11 +129,12 @@ impl Decoder {
         Ok(pixels)
     }
 
-    /// Makes `open[0]` the file's reader.
+    /// Makes `open[0]` the file's reader, of the file as it is now.
     fn open_file(&mut self, path: &Path) -> Result<(), MediaError> {
-        let reader = match self.open.iter().position(|(open, _)| open == path) {
-            Some(index) => self.open.remove(index).expect("`position` found it").1,
-            None => VideoReader::open(path)?,
+        let known = self.open.iter().position(|(open, _)| open == path).and_then(|index| self.open.remove(index));
+        let reader = match known {
+            Some((_, reader)) if reader.is_current() => reader,
+            _ => VideoReader::open(path)?,
         };
         self.open.push_front((path.to_owned(), reader));
         self.open.truncate(OPEN_FILES);
@@ -170,5 +171,27 @@ fn pack(picture: &media::Picture, planes: &mut Vec<u8>) -> Picture {
         },
         width,
         height,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_took_the_place_of_an_open_one_is_decoded() {
+        let folder = tempfile::tempdir().unwrap();
+        let sample = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/samples/pusht").join(name);
+        let (path, new) = (folder.path().join("clip.mp4"), folder.path().join("new"));
+        let mut decoder = Decoder { resize: Resize::to(64, 64), open: VecDeque::new(), scratch: Vec::new() };
+        let mut decoded = Vec::new();
+        for name in ["ep_0000.mp4", "ep_0001.mp4"] {
+            std::fs::copy(sample(name), &new).unwrap();
+            std::fs::rename(&new, &path).unwrap();
+            decoded.push(decoder.decode(&path, &[0, 9]).unwrap());
+            let fresh = decoder.decode(&sample(name), &[0, 9]).unwrap();
+            assert!(decoded.last() == Some(&fresh), "{name} is decoded as another file");
+        }
+        assert_ne!(decoded[0], decoded[1]);
     }
 }

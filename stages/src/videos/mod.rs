@@ -26,7 +26,7 @@ fn default_extensions() -> Vec<String> {
 
 impl Stage for VideosSource {
     const KIND: &'static str = "videos";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "video files below a folder";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[];
