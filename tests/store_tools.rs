@@ -160,7 +160,7 @@ fn a_published_row_is_shown_with_all_that_it_comes_from() {
     for wanted in [
         "videos/ep_0001.mp4, unchanged since\n",
         "frames     16 to 32 (17)\n",
-        "stage frames (decode version 1) from clips: computed on the way, not stored\n",
+        "stage frames (decode version 2) from clips: computed on the way, not stored\n",
         "stage clips (slice version 1) from videos: row `ep_0001.mp4#1`, ",
         "  frames = 17\n",
         "dldm-tiny.safetensors\", content ",
