@@ -129,8 +129,10 @@ fn reconcile(
     graph: Graph,
     told: &mut dyn FnMut(&Report),
 ) -> Result<Report> {
+    let published = published_before(plan, store)?;
     let (commits, messages) = crossbeam_channel::unbounded();
     let shared = Arc::new(Shared {
+        stage_names: stage_names(plan, &published),
         serial: Shared::next_serial(),
         run,
         graph,
@@ -146,11 +148,10 @@ fn reconcile(
         scanned: Mutex::default(),
         failure: Mutex::default(),
     });
-    let published = published_before(plan, store)?;
-    let mut publisher = Publisher::new(plan, store, &shared, published.clone());
+    let mut publisher = Publisher::new(plan, store, &shared, &published);
     let mut report = Report::new(run, plan, &shared.graph);
     let (mut before, mut began) = (report.clone(), Instant::now());
-    let complete = compute(&shared, options, watch, &published, messages, |found| {
+    let complete = compute(&shared, options, watch, published, messages, |found| {
         let counted = Report::new(run, plan, &shared.graph);
         report = counted.clone().since(&before);
         publisher.publish(found, &mut report)?;
@@ -177,13 +178,24 @@ fn published_before(plan: &Plan, store: &Store) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// See [`Shared::stage_names`]. Published rows are sorted by stage.
+fn stage_names(plan: &Plan, published: &[Row]) -> Vec<String> {
+    let mut names: Vec<String> = plan.stages.iter().map(|stage| stage.id.clone()).collect();
+    for row in published {
+        if names.last() != Some(&row.stage) && !names.contains(&row.stage) {
+            names.push(row.stage.clone());
+        }
+    }
+    names
+}
+
 /// Runs the dataflow with all its threads; `hear` is told of each ingest. `false`: it was stopped before all was known. All
 /// threads have ended and all finished units are committed when this returns.
 fn compute(
     shared: &Arc<Shared>,
     options: &Options,
     watch: Option<Duration>,
-    published: &[Row],
+    published: Vec<Row>,
     messages: crossbeam_channel::Receiver<CommitMessage>,
     hear: impl FnMut(Found) -> Result<()>,
 ) -> Result<bool> {

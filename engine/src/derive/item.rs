@@ -58,15 +58,14 @@ impl From<Item> for PlainItem {
 }
 
 impl Item {
-    pub(crate) fn of_row(row: Row) -> (String, Item) {
-        let item = Item {
+    pub(crate) fn of_row(row: Row) -> Item {
+        Item {
             id: row.id.into(),
             content: row.content,
             source: None,
             origin: row.origin.map(Arc::from),
             files: row.files.into(),
-        };
-        (row.stage, item)
+        }
     }
 
     pub(crate) fn into_row(self, stage: &str) -> Row {

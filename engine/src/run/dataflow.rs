@@ -35,8 +35,9 @@ use crate::store::Row;
 const OPEN_ROUNDS: u64 = 8;
 const PARK: Duration = Duration::from_millis(20);
 
-/// A row under the id of its stage. Published rows may be of stages that the plan no longer has.
-type StageRow = (String, Item);
+/// A row under the number of its stage in [`Shared::stage_names`]. Published rows may be of stages that the plan no longer
+/// has.
+type StageRow = (u32, Item);
 
 /// What the dataflow found out in one ingest.
 #[derive(Default)]
@@ -65,14 +66,14 @@ pub(crate) fn execute(
     shared: &Arc<Shared>,
     workers: usize,
     ingests: Ingests,
-    published: &[Row],
+    published: Vec<Row>,
     mut hear: impl FnMut(Found) -> crate::error::Result<()>,
 ) -> bool {
     let (told, heard) = crossbeam_channel::bounded(0);
     let (answer, answered) = crossbeam_channel::bounded(1);
     let complete = Arc::new(AtomicBool::new(false));
     // What worker 0 alone needs.
-    let first = Mutex::new(Some((published.to_vec(), Listener { told, answered })));
+    let first = Mutex::new(Some((published, Listener { told, answered })));
     let (own, done) = (shared.clone(), complete.clone());
     let guards = timely::execute(timely::Config::process(workers), move |worker| {
         let mine = first.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| worker.index() == 0);
@@ -136,7 +137,11 @@ fn drive(worker: &mut Worker, shared: &Arc<Shared>, ingests: Ingests, mine: Opti
     };
     // Compared at the end of the first ingest, when all wanted rows are known.
     let end = end_of_ingest(&0);
-    published.into_iter().for_each(|row| inputs.published.update_at(Item::of_row(row), end, 1));
+    for row in published {
+        let stage =
+            shared.stage_names.iter().position(|name| *name == row.stage).expect("all published stages have names");
+        inputs.published.update_at((stage as u32, Item::of_row(row)), end, 1);
+    }
     let (sender, feed_from) = crossbeam_channel::bounded(2);
     let activator = worker.sync_activator_for(vec![dataflow]);
     let feeder = {
@@ -297,13 +302,13 @@ fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<Found>>
         };
         let yields = derive(units, shared, index);
         for member in &group.members {
-            let (own, id) = (member.stage as u32, shared.graph.stages[member.stage].id.clone());
+            let own = member.stage as u32;
             let rows = yields.clone().flat_map(move |what| match what {
                 Yield::Row { stage, item } if stage == own => Some(item),
                 _ => None,
             });
             // The published side does not know sources: a row is what it holds.
-            wanted.push(rows.clone().map(move |item| (id.clone(), Item { source: None, ..item })));
+            wanted.push(rows.clone().map(move |item| (own, Item { source: None, ..item })));
             tables[member.stage] = Some(rows);
         }
         faults.push(yields.flat_map(|what| match what {
@@ -320,8 +325,7 @@ fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<Found>>
     let all_settled = rows_settled.concat(faults.clone().map(|_| ()).inner);
     all_settled.probe_with(&probes.settled);
 
-    let wanted =
-        once_each(wanted.delay(end_of_ingest), shared, |(stage, row)| format!("row `{}` of `{stage}`", row.id));
+    let wanted = once_each(wanted.delay(end_of_ingest), shared, |(_, row)| format!("row `{}`", row.id));
     let changes = wanted.concat(published_rows.negate()).consolidate();
     let sink = found.clone();
     let rows_heard = on_worker_0(changes, move |change, sign| lock(&sink).changes.push((change, sign)));

@@ -16,16 +16,24 @@ pub(crate) struct Publisher<'a> {
     plan: &'a Plan,
     store: &'a Store,
     shared: &'a Shared,
-    /// By stage and id.
+    /// Those of stages that publish files, by stage and id.
     rows: BTreeMap<(String, String), Row>,
     faults: BTreeSet<(u32, Fault)>,
 }
 
 impl<'a> Publisher<'a> {
     /// `published` is what was published before.
-    pub(crate) fn new(plan: &'a Plan, store: &'a Store, shared: &'a Shared, published: Vec<Row>) -> Publisher<'a> {
-        let rows = published.into_iter().map(named).collect();
-        Publisher { plan, store, shared, rows, faults: BTreeSet::new() }
+    pub(crate) fn new(plan: &'a Plan, store: &'a Store, shared: &'a Shared, published: &[Row]) -> Publisher<'a> {
+        let mut publisher = Publisher { plan, store, shared, rows: BTreeMap::new(), faults: BTreeSet::new() };
+        publisher.keep(published.iter().cloned());
+        publisher
+    }
+
+    /// Remembers the rows whose files have to be placed.
+    fn keep(&mut self, rows: impl Iterator<Item = Row>) {
+        let placed =
+            |row: &Row| self.plan.stages.iter().any(|stage| stage.id == row.stage && stage.placement.is_some());
+        self.rows.extend(rows.filter(placed).map(|row| ((row.stage.clone(), row.id.clone()), row)));
     }
 
     /// Publishes what an ingest has found, and says so in the report.
@@ -33,7 +41,7 @@ impl<'a> Publisher<'a> {
         let Publisher { plan, store, shared, .. } = *self;
         let (mut add, mut remove) = (Vec::new(), Vec::new());
         for ((stage, item), sign) in found.changes {
-            if sign > 0 { &mut add } else { &mut remove }.push(item.into_row(&stage));
+            if sign > 0 { &mut add } else { &mut remove }.push(item.into_row(&shared.stage_names[stage as usize]));
         }
         add.sort();
         remove.sort();
@@ -44,7 +52,7 @@ impl<'a> Publisher<'a> {
         for row in remove {
             self.rows.remove(&(row.stage, row.id));
         }
-        self.rows.extend(add.into_iter().map(named));
+        self.keep(add.into_iter());
 
         for (fault, sign) in found.faults {
             if sign > 0 {
@@ -92,10 +100,6 @@ impl<'a> Publisher<'a> {
         }
         Ok(())
     }
-}
-
-fn named(row: Row) -> ((String, String), Row) {
-    ((row.stage.clone(), row.id.clone()), row)
 }
 
 /// A row whose origin alone changed is neither new nor gone.

@@ -20,6 +20,8 @@ pub(crate) struct Shared {
     /// The run's number in the store.
     pub(crate) run: i64,
     pub(crate) graph: Graph,
+    /// The ids of the plan's stages, in its order, and of others whose rows are still published.
+    pub(crate) stage_names: Vec<String>,
     pub(crate) store: Store,
     pub(crate) budget: Budget,
     pub(crate) jobs: JobQueue,

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, pa
 use serde::{Deserialize, Serialize};
 
 use super::fail::fail_point;
+use super::rows;
 use super::{Payload, Store};
 use crate::error::{Error, Result};
 use crate::fingerprint::Hash;
@@ -157,7 +158,10 @@ pub(super) struct Files(pub(super) Vec<(String, Hash)>);
 
 impl FromSql for Files {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Files> {
-        serde_json::from_str(value.as_str()?).map(Files).map_err(|e| FromSqlError::Other(e.into()))
+        match value.as_str()? {
+            "[]" => Ok(Files(Vec::new())), // nearly all rows
+            text => serde_json::from_str(text).map(Files).map_err(|e| FromSqlError::Other(e.into())),
+        }
     }
 }
 
@@ -230,30 +234,35 @@ impl Store {
             let mut manifest = self.manifest();
             // One transaction takes the file's lock once, not for each key.
             let manifest = manifest.transaction().map_err(fail())?;
+            // Rows first: most units have some, and rows stand there only with their memo. The payload of a short row is
+            // not touched, only its index.
+            let sql = format!(
+                "SELECT name, content, files, len, EXISTS (SELECT 1 FROM payload p WHERE p.content = m.content),
+                        CASE WHEN len >= {} THEN (SELECT blob FROM payload p WHERE p.content = m.content) END
+                 FROM memo_row m WHERE key = ?1 ORDER BY position",
+                rows::INLINE_BYTES
+            );
+            let mut rows = manifest.prepare_cached(&sql).map_err(fail())?;
             let mut memo = manifest.prepare_cached("SELECT bad FROM memo WHERE key = ?1").map_err(fail())?;
-            let sql = "SELECT m.name, m.content, m.files, m.len, p.content IS NOT NULL, p.blob
-                       FROM memo_row m LEFT JOIN payload p ON p.content = m.content WHERE m.key = ?1 ORDER BY m.position";
-            let mut rows = manifest.prepare_cached(sql).map_err(fail())?;
             for key in keys {
-                let bad = memo.query_row([key], |row| row.get::<_, Option<String>>(0)).optional().map_err(fail())?;
-                found.push(match bad {
-                    None => None,
-                    Some(Some(reason)) => Some((Memo::Bad(reason), Vec::new())),
-                    Some(None) => {
-                        let mut blobs = Vec::new();
-                        let mut whole = true;
-                        let rows = rows.query_map([key], |row| {
-                            let Files(files) = row.get(2)?;
-                            whole &= row.get::<_, bool>(4)?;
-                            blobs.extend(row.get::<_, Option<Hash>>(5)?);
-                            blobs.extend(files.iter().map(|(_, blob)| *blob));
-                            let len = row.get::<_, i64>(3)? as u64;
-                            Ok(MemoRow { name: row.get(0)?, content: row.get(1)?, files, len })
-                        });
-                        let rows = rows.and_then(|rows| rows.collect::<rusqlite::Result<Vec<_>>>()).map_err(fail())?;
-                        whole.then_some((Memo::Rows(rows), blobs))
-                    }
+                let mut blobs = Vec::new();
+                let mut whole = true;
+                let found_rows = rows.query_map([key], |row| {
+                    let Files(files) = row.get(2)?;
+                    whole &= row.get::<_, bool>(4)?;
+                    blobs.extend(row.get::<_, Option<Hash>>(5)?);
+                    blobs.extend(files.iter().map(|(_, blob)| *blob));
+                    let len = row.get::<_, i64>(3)? as u64;
+                    Ok(MemoRow { name: row.get(0)?, content: row.get(1)?, files, len })
                 });
+                let found_rows =
+                    found_rows.and_then(|rows| rows.collect::<rusqlite::Result<Vec<_>>>()).map_err(fail())?;
+                if !found_rows.is_empty() {
+                    found.push(whole.then_some((Memo::Rows(found_rows), blobs)));
+                    continue;
+                }
+                let bad = memo.query_row([key], |row| row.get::<_, Option<String>>(0)).optional().map_err(fail())?;
+                found.push(bad.map(|bad| (bad.map_or(Memo::Rows(Vec::new()), Memo::Bad), Vec::new())));
             }
         }
         let blobs = self.blobs();
