@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
 
@@ -20,8 +20,11 @@ use crate::run::watch::Events;
 use crate::stage::Scan;
 use crate::store::Class;
 
-/// Files of a round. A round costs the dataflow up to about a millisecond, so it should hold several units.
-pub(crate) const ROUND_FILES: usize = 64;
+/// Files of a round at least. A round costs the dataflow up to about a millisecond, so it should hold several units.
+const ROUND_FILES: usize = 64;
+/// Files whose hashes are known come fast; then a round takes more of them, and the store is asked for more keys at once.
+const ROUND_TIME: Duration = Duration::from_millis(20);
+const ROUND_FILES_AT_MOST: usize = 1024;
 
 /// What the feeder says.
 pub(crate) enum Feed {
@@ -50,6 +53,8 @@ struct Feeder<'a, W> {
     sender: &'a Sender<Feed>,
     wake: W,
     round: Round,
+    /// When the round was begun.
+    began: Instant,
     /// Kept only where somebody will look again.
     listing: Option<Listing>,
 }
@@ -68,7 +73,7 @@ pub(crate) fn feed(
     // Listens first: what changes while the folders are listed is heard of.
     let events = watch.map(|settle| Events::listen(shared, settle));
     let listing = events.as_ref().map(|_| Listing::default());
-    let mut feeder = Feeder { shared, limit, sender, wake, round: Round::default(), listing };
+    let mut feeder = Feeder { shared, limit, sender, wake, round: Round::default(), began: Instant::now(), listing };
     let mut ended = feeder.ingest(None)?;
     let Some(events) = events else { return Ok(()) };
     while let Ok(held_back) = ended {
@@ -144,7 +149,7 @@ impl<W: Fn()> Feeder<'_, W> {
                         self.fault(&mut now, stage, Fault { unit: id, path: Some(path), class, reason });
                     }
                 }
-                if self.round.files.len() >= ROUND_FILES && self.send().is_err() {
+                if self.is_full() && self.send().is_err() {
                     return Ok(Err(Deaf));
                 }
             }
@@ -164,8 +169,14 @@ impl<W: Fn()> Feeder<'_, W> {
         Ok(Ok(held_back))
     }
 
+    fn is_full(&self) -> bool {
+        let files = self.round.files.len();
+        files >= ROUND_FILES && (files >= ROUND_FILES_AT_MOST || self.began.elapsed() >= ROUND_TIME)
+    }
+
     fn send(&mut self) -> std::result::Result<(), Deaf> {
         self.sender.send(Feed::Round(std::mem::take(&mut self.round))).map_err(|_| Deaf)?;
+        self.began = Instant::now();
         (self.wake)();
         Ok(())
     }

@@ -212,10 +212,9 @@ pub(super) fn open_read(dir: &Path) -> Result<Connection> {
     }
 }
 
-/// A run looks up hundreds of thousands of keys in random order: pages are kept, and read without a system call.
+/// A run looks up hundreds of thousands of keys in random order, so pages are kept.
 fn tune(manifest: &Connection) -> rusqlite::Result<()> {
-    manifest.pragma_update(None, "cache_size", -65_536)?; // KiB
-    manifest.pragma_update(None, "mmap_size", 1_i64 << 32)
+    manifest.pragma_update(None, "cache_size", -65_536) // KiB
 }
 
 /// 0 for a new file.
