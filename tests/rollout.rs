@@ -148,3 +148,50 @@ fn a_scene_without_codes_is_quarantined_by_name() {
     let status = project.vw2(&["status"]);
     assert!(status.stdout.contains("`codes` has nothing for `other`; scenes in it: scene"), "{status:#?}");
 }
+
+#[test]
+fn a_dit_is_trained_and_draws() {
+    let project = project("diffusion");
+    for index in 0..2 {
+        project.copy_sample(index, &format!("videos/ep_{index:04}.mp4"));
+    }
+    let [dldm, vae] = ["dldm-tiny", "vae-tiny"].map(|name| weights(name).display().to_string());
+    let text = fs::read_to_string(project.path(PIPELINE)).unwrap();
+    project.write(
+        PIPELINE,
+        format!(
+            r#"{text}
+[stage.videos]
+kind = "videos"
+root = "videos"
+[stage.clips]
+kind = "slice"
+input = "videos"
+frames = 17
+[stage.frames]
+kind = "decode"
+input = "clips"
+size = [64, 64]
+store = "transient"
+[stage.dit]
+kind = "train-dit"
+input = "frames"
+weights = {{ vae = "{vae}", dldm = "{dldm}" }}
+steps = 3
+minibatch = 2
+path = "out-dit"
+"#
+        ),
+    );
+    project.edit("inputs = { scenes = \"scenes\" }", "inputs = { scenes = \"scenes\", dit = \"dit\" }");
+    project.edit(&format!(", dit = \"{}\"", weights("dit-tiny").display()), "");
+    let first = project.run(&[]);
+    assert_eq!((first.count("dit", "executed"), first.count("rollouts", "executed")), (1, 1));
+    assert_eq!(video(&project, "rollout.mp4"), (CLIPS * 16, 64, 64));
+    let metrics = fs::read_to_string(project.path("out-dit/metrics.json")).unwrap();
+    let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap();
+    assert!(metrics["held_out_loss"].as_f64().unwrap() > 0.0, "{metrics}");
+    let shown = project.vw2(&["show", "weights", "out-dit/dit.safetensors"]);
+    assert!(shown.stdout.contains("the DiT") && shown.stdout.contains("control branch"), "{shown:#?}");
+    assert_eq!(project.run(&[]).executed(), "");
+}
