@@ -13,8 +13,8 @@ mod whole;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 
 use differential_dataflow::{AsCollection, VecCollection};
 use timely::container::CapacityContainerBuilder;
@@ -91,15 +91,35 @@ struct GroupState {
 /// What this worker knows of a key.
 enum Known {
     Settled(Settled),
+    /// It failed for a reason that may pass. A later ingest tries again, and then for all of these.
+    Passing {
+        fault: Settled,
+        live: Vec<(Item, isize)>,
+        until: Time,
+    },
     /// It is being computed, for these.
     Awaited(Vec<Waiter>),
 }
 
+#[derive(Clone)]
 struct Waiter {
     capability: Capability<Time>,
     item: Item,
     member: usize,
     sign: isize,
+}
+
+/// Adds the waiter to those for whom a unit's result is there.
+fn count_live(live: &mut Vec<(Item, isize)>, waiter: &Waiter) {
+    match live.iter().position(|(item, _)| *item == waiter.item) {
+        Some(at) => {
+            live[at].1 += waiter.sign;
+            if live[at].1 == 0 {
+                live.swap_remove(at);
+            }
+        }
+        None => live.push((waiter.item.clone(), waiter.sign)),
+    }
 }
 
 impl GroupState {
@@ -121,6 +141,23 @@ impl GroupState {
                             let settled = settled.clone();
                             self.settle(&settled, waiter, true, yields);
                         }
+                        Known::Passing { fault, live, until } => {
+                            let fault = fault.clone();
+                            if sign < 0 || waiter.capability.time() <= until {
+                                count_live(live, &waiter);
+                                self.settle(&fault, waiter, true, yields);
+                                continue;
+                            }
+                            let live = std::mem::take(live);
+                            let again = live.into_iter().map(|(item, sign)| Waiter { item, sign, ..waiter.clone() });
+                            let mut waiters: Vec<Waiter> = again.collect();
+                            for waiter in &waiters {
+                                self.settle(&fault, Waiter { sign: -waiter.sign, ..waiter.clone() }, true, yields);
+                            }
+                            waiters.push(waiter);
+                            self.known.insert(key, Known::Awaited(waiters));
+                            wanted.push((member, key));
+                        }
                     },
                     Entry::Vacant(unknown) if sign > 0 => {
                         unknown.insert(Known::Awaited(vec![waiter]));
@@ -138,8 +175,18 @@ impl GroupState {
 
     fn take_replies(&mut self, replies: impl Iterator<Item = (Hash, Settled)>, yields: &mut Yields) {
         for (key, settled) in replies {
-            let before = self.known.insert(key, Known::Settled(settled.clone()));
-            let Some(Known::Awaited(waiters)) = before else { continue };
+            let Some(Known::Awaited(waiters)) = self.known.remove(&key) else { continue };
+            let known = if settled.may_pass() {
+                let mut live = Vec::new();
+                waiters.iter().for_each(|waiter| count_live(&mut live, waiter));
+                let origins = live.iter().filter_map(|(item, _)| item.origin.clone());
+                self.shared.passing.lock().unwrap_or_else(PoisonError::into_inner).extend(origins);
+                let last = waiters.iter().map(|waiter| *waiter.capability.time()).max().unwrap_or_default();
+                Known::Passing { fault: settled.clone(), live, until: end_of_ingest(&last) }
+            } else {
+                Known::Settled(settled.clone())
+            };
+            self.known.insert(key, known);
             for (index, waiter) in waiters.into_iter().enumerate() {
                 // The first one is who it was computed for.
                 self.settle(&settled, waiter, index > 0, yields);

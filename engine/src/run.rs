@@ -146,6 +146,7 @@ fn reconcile(
         device: device(plan, options).to_owned(),
         memory_bytes: plan.runtime.memory,
         scanned: Mutex::default(),
+        passing: Mutex::default(),
         failure: Mutex::default(),
     });
     let mut publisher = Publisher::new(plan, store, &shared, &published);

@@ -213,6 +213,11 @@ impl Settled {
         }
     }
 
+    /// Whether another try may end otherwise.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Settled::Fault { class: Class::Transient | Class::Bug, .. })
+    }
+
     /// `None` for what the next run shall try again.
     pub(crate) fn to_memo(&self) -> Option<Memo> {
         match self {

@@ -4,7 +4,7 @@
 //! that long, and the first round is at work while later files are still read. A run lists its sources once; a watching one
 //! lists them again after each change, and hands over the difference.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -14,6 +14,7 @@ use crossbeam_channel::Sender;
 
 use crate::derive::{Fault, Item};
 use crate::error::{Error, Result};
+use crate::fingerprint::Hash;
 use crate::run::graph::GroupInput;
 use crate::run::shared::Shared;
 use crate::run::watch::Events;
@@ -25,6 +26,9 @@ const ROUND_FILES: usize = 64;
 /// Files whose hashes are known come fast; then a round takes more of them, and the store is asked for more keys at once.
 const ROUND_TIME: Duration = Duration::from_millis(20);
 const ROUND_FILES_AT_MOST: usize = 1024;
+
+/// How often a watching run tries a file again that failed for a reason that may pass, until its content changes.
+const TRIES: u32 = 5;
 
 /// What the feeder says.
 pub(crate) enum Feed {
@@ -57,6 +61,8 @@ struct Feeder<'a, W> {
     began: Instant,
     /// Kept only where somebody will look again.
     listing: Option<Listing>,
+    /// Further tries of files, with the content that they were for.
+    tries: HashMap<Arc<str>, (Hash, u32)>,
 }
 
 /// Why the feeder ends before its time: nobody listens any more.
@@ -73,7 +79,16 @@ pub(crate) fn feed(
     // Listens first: what changes while the folders are listed is heard of.
     let events = watch.map(|settle| Events::listen(shared, settle));
     let listing = events.as_ref().map(|_| Listing::default());
-    let mut feeder = Feeder { shared, limit, sender, wake, round: Round::default(), began: Instant::now(), listing };
+    let mut feeder = Feeder {
+        shared,
+        limit,
+        sender,
+        wake,
+        round: Round::default(),
+        began: Instant::now(),
+        listing,
+        tries: HashMap::new(),
+    };
     let mut ended = feeder.ingest(None)?;
     let Some(events) = events else { return Ok(()) };
     while let Ok(held_back) = ended {
@@ -99,6 +114,7 @@ impl<W: Fn()> Feeder<'_, W> {
         let shared = self.shared;
         let mut held_back = false;
         let mut now = Listing::default();
+        let passing = std::mem::take(&mut *shared.passing.lock().unwrap_or_else(PoisonError::into_inner));
         let mut scans = Vec::new();
         for group in &shared.graph.groups {
             if let GroupInput::Files(stage) = group.input {
@@ -135,6 +151,12 @@ impl<W: Fn()> Feeder<'_, W> {
                             now.files.insert((stage, id), item.clone());
                         }
                         if before.as_ref() == Some(&item) {
+                            if passing.contains(&path) && self.tries_again(&path, content) {
+                                // Gone in this ingest and back in the next, so that all that follows from it is tried again.
+                                now.files.remove(&(stage, item.id.clone()));
+                                self.round.files.push((stage, item, -1));
+                                held_back = true;
+                            }
                             continue;
                         }
                         let mut scanned = shared.scanned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,6 +189,16 @@ impl<W: Fn()> Feeder<'_, W> {
         }
         (self.wake)();
         Ok(Ok(held_back))
+    }
+
+    /// Whether a file that came to grief for a reason that may pass has another try left.
+    fn tries_again(&mut self, path: &Arc<str>, content: Hash) -> bool {
+        let (of, tries) = self.tries.entry(path.clone()).or_insert((content, 0));
+        if *of != content {
+            (*of, *tries) = (content, 0);
+        }
+        *tries += 1;
+        *tries <= TRIES
     }
 
     fn is_full(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What the threads of one run share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) memory_bytes: u64,
     /// The content of each source file as it was scanned.
     pub(crate) scanned: Mutex<HashMap<Arc<str>, Hash>>,
+    /// Source files of units that failed for a reason that may pass; a watching run has another look at them.
+    pub(crate) passing: Mutex<BTreeSet<Arc<str>>>,
     pub(crate) failure: Mutex<Option<Error>>,
 }
 

@@ -1,6 +1,7 @@
 //! Hearing of changes in the sources' folders: file events where the system has them, a look from time to time where not.
 
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -60,6 +61,10 @@ impl Events {
         while began.elapsed() < patience {
             if shared.stopping() {
                 return false;
+            }
+            let passing = !shared.passing.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            if passing && began.elapsed() >= self.settle {
+                return true;
             }
             match self.heard.recv_timeout(LOOK.min(patience)) {
                 Ok(()) => return self.settled(shared),
