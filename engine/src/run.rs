@@ -9,6 +9,7 @@
 pub(crate) mod dataflow;
 pub(crate) mod feed;
 pub(crate) mod graph;
+pub(crate) mod history;
 pub(crate) mod publish;
 pub(crate) mod shared;
 pub(crate) mod watch;
@@ -27,6 +28,7 @@ use crate::spec::Runtime;
 use crate::store::{Row, Store};
 use dataflow::{Found, Ingests};
 use graph::Graph;
+use history::History;
 use publish::Publisher;
 use shared::Shared;
 
@@ -130,6 +132,8 @@ fn reconcile(
     told: &mut dyn FnMut(&Report),
 ) -> Result<Report> {
     let (commits, messages) = crossbeam_channel::unbounded();
+    let published = published_before(plan, store)?;
+    let history = History::load(&graph, store, &plan.name, &published)?;
     let shared = Arc::new(Shared {
         serial: Shared::next_serial(),
         run,
@@ -144,9 +148,9 @@ fn reconcile(
         device: device(plan, options).to_owned(),
         memory_bytes: plan.runtime.memory,
         scanned: Mutex::default(),
+        history,
         failure: Mutex::default(),
     });
-    let published = published_before(plan, store)?;
     let mut publisher = Publisher::new(plan, store, &shared, published.clone());
     let mut report = Report::new(run, plan, &shared.graph);
     let (mut before, mut began) = (report.clone(), Instant::now());

@@ -45,6 +45,7 @@ impl<'a> Publisher<'a> {
             self.rows.remove(&(row.stage, row.id));
         }
         self.rows.extend(add.into_iter().map(named));
+        shared.history.publish(&shared.graph, &self.rows, report);
 
         for (fault, sign) in found.faults {
             if sign > 0 {

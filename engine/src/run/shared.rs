@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::fingerprint::Hash;
 use crate::pool::{Budget, Cancel, CommitMessage, DeviceQueue, JobQueue, Progress};
 use crate::run::graph::{Graph, RunStage};
+use crate::run::history::History;
 use crate::stage::Context;
 use crate::store::Store;
 
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) memory_bytes: u64,
     /// The content of each source file as it was scanned.
     pub(crate) scanned: Mutex<HashMap<Arc<str>, Hash>>,
+    pub(crate) history: History,
     pub(crate) failure: Mutex<Option<Error>>,
 }
 

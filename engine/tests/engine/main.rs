@@ -3,6 +3,7 @@
 mod failures;
 mod incremental;
 mod interrupted;
+mod on_change;
 mod project;
 mod toys;
 mod upkeep;

@@ -12,7 +12,7 @@ use vw2_engine::run::{Options, run};
 use vw2_engine::spec::PipelineSpec;
 use vw2_engine::store::{Row, Store};
 
-use crate::toys::KINDS;
+use crate::toys::{KINDS, text_of};
 
 /// Every way in which stages can be connected.
 pub(crate) const PIPELINE: &str = r#"
@@ -123,6 +123,15 @@ impl Project {
         let progress = options.progress.clone();
         let report = within(30, move || run(&plan, &store, &options), || format!("{:#?}", progress.snapshot()));
         report.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The text of the only row that a stage publishes.
+    pub(crate) fn text_of(&self, stage: &str) -> Option<String> {
+        let rows = self.published();
+        let mut rows = rows.iter().filter(|row| row.stage == stage);
+        let row = rows.next()?;
+        assert!(rows.next().is_none(), "`{stage}` publishes several rows");
+        Some(text_of(&self.store(), row))
     }
 
     pub(crate) fn published(&self) -> Vec<Row> {

@@ -14,6 +14,7 @@ use vw2_engine::stage::{
     Context, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError, StageKind,
     Table, Unit,
 };
+use vw2_engine::store::{Row, Store};
 
 pub(crate) static KINDS: &[StageKind] = &[
     StageKind::of::<List>(),
@@ -25,6 +26,7 @@ pub(crate) static KINDS: &[StageKind] = &[
     StageKind::of::<Export>(),
     StageKind::of::<Share>(),
     StageKind::of::<Longest>(),
+    StageKind::of::<Train>(),
 ];
 
 static TEXTS: Table = Table { name: "texts", schema: || schema("text", DataType::Utf8) };
@@ -47,6 +49,11 @@ fn count_row(count: u64) -> RecordBatch {
 
 fn text(row: &RecordBatch) -> &str {
     row.column(0).as_any().downcast_ref::<StringArray>().unwrap().value(0)
+}
+
+/// What a published row of lines says.
+pub(crate) fn text_of(store: &Store, row: &Row) -> String {
+    text(&store.row(&row.content, &(LINES.schema)()).unwrap()).to_owned()
 }
 
 fn count(row: &RecordBatch) -> u64 {
@@ -305,6 +312,40 @@ toy! { Longest = "longest": &[Port::whole("lines", &LINES)] => &LINES;
             let lines = lines.collect::<Result<Vec<_>, StageError>>()?;
             let longest = lines.iter().max_by_key(|line| (line.len(), *line)).unwrap();
             out.push(unit, "", text_row(longest));
+            Ok(())
+        })
+    }
+}
+
+/// A checkpoint as a text: what it was trained on, after what its parent was trained on.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Train {
+    #[serde(default)]
+    steps: u64,
+}
+
+toy! { Train = "train": &[Port::whole("lines", &LINES), Port::whole("more", &LINES).optional()] => &LINES;
+    fn needs(&self) -> Needs {
+        Needs::Device
+    }
+    fn trains(&self) -> bool {
+        true
+    }
+    fn open(&self, _: &Context) -> Result<Box<dyn Operator>, StageError> {
+        let steps = self.steps;
+        each(move |unit, out| {
+            let mut learnt = unit.parent().map_or(String::new(), |parent| format!("{} > ", text(parent)));
+            for rows in ["lines", "more"].iter().filter_map(|port| unit.table(port)) {
+                for index in 0..rows.len() {
+                    let row = rows.row(index)?;
+                    if !no_trouble(unit, text(&row), out)? {
+                        return Ok(());
+                    }
+                    learnt += &format!("{} ", text(&row));
+                }
+            }
+            out.push(unit, "", text_row(&format!("{}x{steps}", learnt)));
             Ok(())
         })
     }
