@@ -204,7 +204,9 @@ impl GroupState {
                 }));
             }
             Settled::Held(held) => {
-                rows.extend(held.iter().map(|item| (Yield::Row { stage: member.stage as u32, item: item.clone() }, sign)));
+                rows.extend(
+                    held.iter().map(|item| (Yield::Row { stage: member.stage as u32, item: item.clone() }, sign)),
+                );
             }
             Settled::Fault { depth, class, reason } => {
                 // A fault of a transient stage stands under that stage's name, once for all that it serves.

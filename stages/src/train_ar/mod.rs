@@ -288,7 +288,6 @@ impl Trainer {
             if parent.config == *config {
                 return Ok(parent);
             }
-            tracing::warn!("the codes or the preset have other sizes now: training starts without the published weights");
         }
         Ok(CodeModel::init(config, self.params.seed, device)?)
     }

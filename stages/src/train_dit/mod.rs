@@ -259,7 +259,6 @@ fn first_model(
         if params.init.is_some() || parent.config() == &config {
             return Ok(parent);
         }
-        tracing::warn!("the model has other sizes now: training starts without the published weights");
     }
     let Some(path) = connected.or_else(|| params.init.as_ref().map(|file| file.0.clone())) else {
         return Ok(VideoDit::new(&config, device, params.seed)?);

@@ -16,9 +16,7 @@ use vw2_models::train::order::{Order, mix};
 use vw2_models::weights::{self, Named, SaveType, Weights};
 
 use super::clips::{ClipReader, held_out};
-use super::{
-    Curve, Optimizer, OptimizerParams, PixelErrors, connected_weights, parent_weights, plot_svg, recent_mean,
-};
+use super::{Curve, Optimizer, OptimizerParams, PixelErrors, connected_weights, parent_weights, plot_svg, recent_mean};
 
 /// The parameters of a training by reconstruction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -188,7 +186,6 @@ impl<M: Reconstruct> Reconstructor<M> {
             if init.is_some() || parent.is_preset(preset)? {
                 return Ok(parent);
             }
-            tracing::warn!("`preset` is `{preset}` now: training starts without the published weights");
         }
         match init {
             Some(file) => M::load(&Weights::open(&file.0)?, device),
