@@ -125,38 +125,26 @@ fn what_cannot_be_trained_is_known_and_the_next_training_starts_afresh() {
     assert_eq!(project.text_of("model").unwrap(), "one good ONE GOOD x0");
 }
 
+/// Both tables of `model` change together; it never sees one of them changed alone.
 #[test]
-fn a_watching_run_holds_and_goes_on_as_runs_do() {
-    for (on_change, texts) in [
-        ("hold", ["one ONE x0"; 3]),
-        ("warm", ["one ONE x0", "one ONE x0 > one two ONE TWO x0", "one ONE x0 > one two ONE TWO x0 > one ONE x0"]),
-    ] {
+fn a_watching_run_trains_holds_and_goes_on_as_runs_do() {
+    let cases = [
+        ("retrain", 1, 0, "one ONE x0"),
+        ("hold", 0, 0, "one ONE x0"),
+        ("warm", 1, 1, "one ONE x0 > one two ONE TWO x0 > one ONE x0"),
+    ];
+    for (on_change, more, fewer, text) in cases {
         let project = training(on_change);
         let (reports, end) = start(&project);
         let next = || told(&reports.recv_timeout(Duration::from_secs(30)).unwrap());
-        assert_eq!(next(), (1, 1, None));
+        assert_eq!(next(), (1, 1, None), "{on_change}: the first");
         project.write("b", "two");
-        let trained = u64::from(on_change == "warm");
-        let held = (on_change == "hold").then_some(1);
-        assert_eq!(next(), (trained, trained, held), "{on_change}: more");
+        assert_eq!(next(), (more, more, (on_change == "hold").then_some(1)), "{on_change}: more");
         std::fs::remove_file(project.path("in/b")).unwrap();
-        assert_eq!(next(), (trained, trained, None), "{on_change}: as before");
+        assert_eq!(next(), (fewer, fewer, None), "{on_change}: as before");
         end();
-        assert_eq!(project.text_of("model").unwrap(), texts[2], "{on_change}");
+        assert_eq!(project.text_of("model").unwrap(), text, "{on_change}");
         assert_eq!(executed(&project.run()), [], "{on_change}");
-    }
-}
-
-#[test]
-fn tables_that_change_together_are_trained_on_once() {
-    for on_change in ["retrain", "warm"] {
-        let project = training(on_change);
-        project.run();
-        for workers in [1, 4] {
-            project.write("b", &format!("{workers}\ntwo"));
-            let report = project.run_with(&[], |options| options.workers = workers);
-            assert_eq!(told(&report), (1, 1, None), "{on_change}, {workers} workers");
-        }
     }
 }
 
@@ -169,5 +157,13 @@ fn other_stages_are_refused() {
         let message =
             format!("stage `{stage}`: `on_change = \"{word}\"` is for stages that train, and `{kind}` does not");
         assert!(refused.contains(&message), "{refused}");
+    }
+}
+
+#[test]
+fn a_plan_says_it_where_it_is_not_the_default() {
+    for (word, said) in [("retrain", false), ("warm", true), ("hold", true)] {
+        let plan = training(word).plan(&[]).to_string();
+        assert_eq!(plan.contains(&format!("on_change = \"{word}\"")), said, "{plan}");
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use arrow::array::StringArray;
 use tempfile::TempDir;
 use vw2_engine::plan::{Plan, plan};
 use vw2_engine::report::Report;
@@ -12,7 +13,7 @@ use vw2_engine::run::{Options, run};
 use vw2_engine::spec::PipelineSpec;
 use vw2_engine::store::{Row, Store};
 
-use crate::toys::{KINDS, text_of};
+use crate::toys::KINDS;
 
 /// Every way in which stages can be connected.
 pub(crate) const PIPELINE: &str = r#"
@@ -131,7 +132,9 @@ impl Project {
         let mut rows = rows.iter().filter(|row| row.stage == stage);
         let row = rows.next()?;
         assert!(rows.next().is_none(), "`{stage}` publishes several rows");
-        Some(text_of(&self.store(), row))
+        let kind = &self.plan(&[]).stages.into_iter().find(|planned| planned.id == stage).unwrap().kind;
+        let batch = self.store().row(&row.content, &(kind.output.schema)()).unwrap();
+        Some(batch.column(0).as_any().downcast_ref::<StringArray>().unwrap().value(0).to_owned())
     }
 
     pub(crate) fn published(&self) -> Vec<Row> {

@@ -14,7 +14,6 @@ use vw2_engine::stage::{
     Context, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError, StageKind,
     Table, Unit,
 };
-use vw2_engine::store::{Row, Store};
 
 pub(crate) static KINDS: &[StageKind] = &[
     StageKind::of::<List>(),
@@ -49,11 +48,6 @@ fn count_row(count: u64) -> RecordBatch {
 
 fn text(row: &RecordBatch) -> &str {
     row.column(0).as_any().downcast_ref::<StringArray>().unwrap().value(0)
-}
-
-/// What a published row of lines says.
-pub(crate) fn text_of(store: &Store, row: &Row) -> String {
-    text(&store.row(&row.content, &(LINES.schema)()).unwrap()).to_owned()
 }
 
 fn count(row: &RecordBatch) -> u64 {
