@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use arrow::array::{AsArray, RecordBatch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::project::{Project, finished, wait_for};
+use super::project::{Project, finished, wait_for, weights};
 
 /// Clips that a sample video is cut into. All samples have equal length and rate, and so equal lists of clips: stage
 /// `clips` runs once for all of them.
@@ -220,4 +220,56 @@ fn a_second_run_on_one_store_is_told_to_wait() {
     assert!(status.stdout.contains("pipeline toy"), "{status:#?}");
     first.kill().unwrap();
     finished(first);
+}
+
+#[test]
+fn a_held_model_stays_as_it_is_and_is_called_stale_until_it_is_trained_again() {
+    let project = Project::with_clips(2);
+    project.edit("[stage.ar]", "[stage.ar]\non_change = \"hold\"");
+    project.run(&[]);
+    let weights = || fs::read(project.path("out/ar/ar.safetensors")).unwrap();
+    let before = weights();
+    project.copy_sample(21, "videos/more.mp4");
+    let report = project.run(&[]);
+    assert_eq!((report.count("ar", "executed"), report.count("rollouts", "executed")), (0, 0));
+    assert_eq!((report.count("codes", "added"), &report.0["stages"]["ar"]["stale"]), (2, &true.into()));
+    assert!(weights() == before && exported_ids(&project).contains("more.mp4#0"));
+    let status = || project.vw2(&["status", "--store", ".vw2"]).stdout;
+    let stale = "ar is stale: held since run 2; set on_change to retrain or run with --set stage.ar.on_change=retrain";
+    assert!(status().contains(stale), "{}", status());
+    assert_eq!(project.run(&[]).executed(), "", "nothing changed");
+
+    let warm = project.run(&["--set", "stage.ar.on_change=warm"]);
+    assert_eq!(warm.executed(), "ar=1 rollouts=1");
+    let warmed = weights();
+    assert!(!status().contains("stale"), "{}", status());
+    assert_eq!(project.run(&["--set", "stage.ar.on_change=warm"]).executed(), "", "it does not train from itself");
+    assert_eq!(project.run(&[]).executed(), "", "it was trained on what is there");
+    assert_eq!(project.run(&["--set", "stage.ar.on_change=retrain"]).executed(), "ar=1 rollouts=1");
+    assert!(weights() != before && weights() != warmed, "weights of three trainings");
+}
+
+#[test]
+fn every_training_goes_on_from_its_published_weights_where_it_is_warm() {
+    let (vae, dldm) = (weights("vae-tiny"), weights("dldm-tiny"));
+    let models = format!("\nweights = {{ vae = {vae:?}, dldm = {dldm:?} }}\nminibatch = 2");
+    for (kind, more) in [("train-vae", "\nminibatch = 2"), ("train-dldm", "\nminibatch = 2"), ("train-dit", &models)] {
+        let project = Project::with_clips(2);
+        let text = fs::read_to_string(project.path("toy.toml")).unwrap();
+        let frames = text.split("[stage.latents]").next().unwrap();
+        let stage =
+            format!("[stage.model]\nkind = \"{kind}\"\ninput = \"frames\"\nsteps = 1\npath = \"out/model\"{more}");
+        project.write("toy.toml", format!("{frames}\n{stage}"));
+        let model = || project.tree("out/model").into_iter().map(|(path, (content, _))| (path, content));
+        let trained = || model().find(|(path, _)| path.extension().is_some_and(|e| e == "safetensors")).unwrap().1;
+        let run =
+            |word: &str| project.run(&["--set", &format!("stage.model.on_change={word}")]).count("model", "executed");
+        assert_eq!(run("warm"), 1, "{kind}");
+        project.copy_sample(21, "videos/more.mp4");
+        assert_eq!(run("warm"), 1, "{kind}");
+        let warm = trained();
+        assert_eq!(run("warm"), 0, "{kind} does not train from itself");
+        assert_eq!(run("retrain"), 1, "{kind}");
+        assert_ne!(warm, trained(), "{kind} did not start from its parent");
+    }
 }

@@ -9,6 +9,7 @@
 //! together, and the rest cancels behind the operator; a wait would make each stage a barrier for its round.
 
 mod item;
+mod resolve;
 mod whole;
 
 use std::collections::hash_map::Entry;
@@ -24,6 +25,8 @@ use timely::dataflow::operators::generic::Operator;
 use timely::scheduling::SyncActivator;
 
 pub(crate) use item::{Fault, Item, Settled, Whole, Work, Yield};
+use resolve::Resolved;
+pub(crate) use resolve::{Warm, result_key};
 pub(crate) use whole::{begin_of_ingest, end_of_ingest, whole_table};
 
 use crate::fingerprint::{Fingerprint, Hash};
@@ -41,16 +44,21 @@ pub(crate) fn derive<'s>(
     group: usize,
 ) -> VecCollection<'s, Time, Yield> {
     let shared = shared.clone();
-    let units = units.consolidate_stream().inner;
+    let is_whole = matches!(shared.graph.groups[group].input, GroupInput::Shards(_));
+    // A table that changed together with another one passes through a state that never was: nothing is trained on that.
+    let units = if is_whole { units.consolidate() } else { units.consolidate_stream() }.inner;
     let activations = units.scope().activations();
-    let by_content = Exchange::new(|(work, _, _): &(Work, Time, isize)| work.route());
+    let has_history = shared.graph.groups[group].members.iter().any(|member| shared.graph.has_history(member.stage));
+    // One worker has to know all that a stage with a history has said.
+    let route = move |work: &Work| if has_history { group as u64 } else { work.route() };
+    let by_content = Exchange::new(move |(work, _, _): &(Work, Time, isize)| route(work));
     let name = format!("Derive {}", shared.graph.stages[shared.graph.groups[group].members[0].stage].id);
     units
         .unary::<CapacityContainerBuilder<Vec<(Yield, Time, isize)>>, _, _, _>(by_content, &name, move |_, info| {
             let (sender, replies) = crossbeam_channel::unbounded();
             let activator = SyncActivator::new(info.address.to_vec(), activations.borrow().sync());
-            let mut group =
-                GroupState { shared, group, reply: Arc::new(Reply { sender, activator }), known: HashMap::new() };
+            let reply = Arc::new(Reply { sender, activator });
+            let mut group = GroupState { shared, group, reply, known: HashMap::new(), resolved: HashMap::new() };
             move |input, output| {
                 let mut changes = Vec::new();
                 input.for_each(|stamp, data| {
@@ -86,6 +94,8 @@ struct GroupState {
     group: usize,
     reply: Arc<Reply>,
     known: HashMap<Hash, Known>,
+    /// Of stages with a history: what is there now, by the key that it has without one.
+    resolved: HashMap<Hash, Resolved>,
 }
 
 /// What this worker knows of a key.
@@ -126,8 +136,12 @@ impl GroupState {
     fn take_changes(&mut self, changes: Vec<Change>, yields: &mut Yields) {
         let changes: Vec<_> = changes.into_iter().map(|change| (self.keys(&change.work), change)).collect();
         self.look_up(changes.iter().flat_map(|(keys, _)| keys));
-        for (keys, change) in changes {
+        for (mut keys, change) in changes {
             let Change { capability, work, sign } = change;
+            let warm = match keys.as_mut_slice() {
+                [key] => self.resolve(self.shared.graph.groups[self.group].members[0].stage, key, sign),
+                _ => None,
+            };
             let mut wanted = Vec::new();
             for (member, key) in keys.into_iter().enumerate() {
                 let waiter = Waiter { capability: capability.clone(), item: work.item.clone(), member, sign };
@@ -168,7 +182,7 @@ impl GroupState {
                 }
             }
             if !wanted.is_empty() {
-                self.shared.jobs.push_job(Job { group: self.group, work, wanted, reply: self.reply.clone() });
+                self.shared.jobs.push_job(Job { group: self.group, work, wanted, warm, reply: self.reply.clone() });
             }
         }
     }
@@ -235,6 +249,11 @@ impl GroupState {
                     };
                     (Yield::Row { stage: member.stage as u32, item }, sign)
                 }));
+            }
+            Settled::Held(held) => {
+                rows.extend(
+                    held.iter().map(|item| (Yield::Row { stage: member.stage as u32, item: item.clone() }, sign)),
+                );
             }
             Settled::Fault { depth, class, reason } => {
                 // A fault of a transient stage stands under that stage's name, once for all that it serves.

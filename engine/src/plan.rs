@@ -13,7 +13,9 @@ pub use crate::fingerprint::fingerprints;
 
 use crate::error::{Error, Result};
 use crate::fingerprint::tagged_files;
-use crate::spec::{Faults, Inputs, PipelineSpec, Runtime, SpecErrors, StageSpec, StoreMode, did_you_mean, listed};
+use crate::spec::{
+    Faults, Inputs, OnChange, PipelineSpec, Runtime, SpecErrors, StageSpec, StoreMode, did_you_mean, listed,
+};
 use crate::stage::{AnyStage, Needs, Placement, Port, StageKind, Take};
 
 /// What a run does: stages in an order in which each stands after those that feed it.
@@ -37,6 +39,8 @@ pub struct PlannedStage {
     pub inputs: Vec<PlannedInput>,
     /// Not stored: runs inside its consumers' jobs. Has exactly one input, a row port.
     pub transient: bool,
+    /// Other than `retrain` only for a stage of one unit that trains; see [`crate::stage::Stage::trains`].
+    pub on_change: OnChange,
     /// Most units in one call of a device stage; at least 1.
     pub batch: usize,
     /// How long a batch waits to fill.
@@ -149,6 +153,7 @@ pub fn plan(spec: &PipelineSpec, kinds: &[StageKind]) -> Result<Plan, SpecErrors
     if faults.is_empty() {
         check_transient(spec, &stages, &mut faults);
         check_placements(spec, &stages, &mut faults);
+        check_on_change(spec, &stages, &mut faults);
     }
     faults.check()?;
     let order = order(&stages);
@@ -162,6 +167,7 @@ fn planned(spec: &StageSpec, kind: &StageKind, stage: Arc<dyn AnyStage>, inputs:
         kind: *kind,
         inputs,
         transient: spec.store == StoreMode::Transient,
+        on_change: spec.on_change,
         batch: spec.run.batch,
         max_wait: Duration::from_millis(spec.run.max_wait_ms),
         needs: stage.needs(),
@@ -343,6 +349,25 @@ fn check_transient(spec: &PipelineSpec, stages: &[PlannedStage], faults: &mut Fa
         let help = "leave out `store = \"transient\"`".to_owned();
         let message = format!("stage `{}` cannot be transient: {why}", stage.id);
         faults.add(said.value_span(&["store".to_owned()]), "here", message, Some(help));
+    }
+}
+
+/// Whose result is a checkpoint of its whole tables may keep it or go on from it; to others the words mean nothing.
+fn check_on_change(spec: &PipelineSpec, stages: &[PlannedStage], faults: &mut Faults) {
+    for (stage, said) in stages.iter().zip(&spec.stages) {
+        let trains = stage.stage.trains();
+        assert!(
+            !trains || (stage.row_input().is_none() && stage.shards.is_none()),
+            "kind `{}` trains, so it takes whole tables that are not cut into shards",
+            stage.kind.kind
+        );
+        if trains || stage.on_change == OnChange::Retrain {
+            continue;
+        }
+        let (id, kind, word) = (&stage.id, stage.kind.kind, stage.on_change.as_str());
+        let message = format!("stage `{id}`: `on_change = \"{word}\"` is for stages that train, and `{kind}` does not");
+        let help = "leave it out: the stage computes what its changes affect".to_owned();
+        faults.add(said.value_span(&["on_change".to_owned()]), "here", message, Some(help));
     }
 }
 

@@ -65,6 +65,8 @@ pub struct StageReport {
     pub added: u64,
     pub retracted: u64,
     pub quarantined: u64,
+    /// The run since which the rows are no result of the inputs, as `on_change = "hold"` asks for: the stage is stale.
+    pub held_since: Option<i64>,
     /// Time in the stage's operators, over all threads.
     pub seconds: f64,
 }
@@ -122,10 +124,13 @@ impl Report {
             .map(|stage| {
                 let StageReport { executed, reused, added, retracted, quarantined, seconds, .. } = stage;
                 let seconds = rounded(*seconds);
-                let counts = json!({
+                let mut counts = json!({
                     "executed": executed, "reused": reused, "added": added, "retracted": retracted,
                     "quarantined": quarantined, "seconds": seconds,
                 });
+                if let Some(run) = stage.held_since {
+                    (counts["stale"], counts["held_since"]) = (json!(true), json!(run));
+                }
                 (stage.id.clone(), counts)
             })
             .collect();
@@ -144,6 +149,13 @@ impl Report {
 /// To a tenth of a millisecond: more digits are noise.
 fn rounded(seconds: f64) -> f64 {
     (seconds * 1e4).round() / 1e4
+}
+
+/// That a stage is stale since this run, and what to do about it.
+pub fn stale(stage: &str, held_since: i64) -> String {
+    format!(
+        "stale: held since run {held_since}; set on_change to retrain or run with --set stage.{stage}.on_change=retrain"
+    )
 }
 
 /// Reasons shown in the table; the rest is counted, and `vw2-pipe status` shows all.
@@ -166,6 +178,11 @@ impl fmt::Display for Report {
                 write!(f, "  {text:>width$}")?;
             }
             writeln!(f)?;
+        }
+        for StageReport { id, held_since, .. } in &self.stages {
+            if let Some(run) = held_since {
+                writeln!(f, "stage `{id}` is {}", stale(id, *run))?;
+            }
         }
         for entry in self.quarantined.iter().take(REASONS) {
             let place = entry.path.as_ref().unwrap_or(&entry.unit);
@@ -218,6 +235,18 @@ mod tests {
         codes: out/codes/latest
         full done in 1.2 s
         ");
+    }
+
+    #[test]
+    fn a_stage_that_holds_its_rows_is_called_stale() {
+        let mut report = report();
+        report.stages[0].held_since = Some(2);
+        let text = report.to_string();
+        let stale = "stage `clips` is stale: held since run 2; set on_change to retrain or run with \
+                     --set stage.clips.on_change=retrain\n";
+        assert!(text.contains(stale), "{text}");
+        let clips = &report.to_json()["stages"]["clips"];
+        assert_eq!((&clips["stale"], &clips["held_since"]), (&json!(true), &json!(2)));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 pub(crate) mod dataflow;
 pub(crate) mod feed;
 pub(crate) mod graph;
+pub(crate) mod history;
 pub(crate) mod publish;
 pub(crate) mod shared;
 pub(crate) mod watch;
@@ -27,6 +28,7 @@ use crate::spec::Runtime;
 use crate::store::{Row, Store};
 use dataflow::{Found, Ingests};
 use graph::Graph;
+use history::History;
 use publish::Publisher;
 use shared::Shared;
 
@@ -131,6 +133,7 @@ fn reconcile(
 ) -> Result<Report> {
     let published = published_before(plan, store)?;
     let (commits, messages) = crossbeam_channel::unbounded();
+    let history = History::load(&graph, store, &plan.name, &published)?;
     let shared = Arc::new(Shared {
         stage_names: stage_names(plan, &published),
         serial: Shared::next_serial(),
@@ -147,6 +150,7 @@ fn reconcile(
         memory_bytes: plan.runtime.memory,
         scanned: Mutex::default(),
         passing: Mutex::default(),
+        history,
         failure: Mutex::default(),
     });
     let mut publisher = Publisher::new(plan, store, &shared, &published);

@@ -109,6 +109,7 @@ pub struct StageSpec {
     pub inputs: Inputs,
     pub run: RunSpec,
     pub store: StoreMode,
+    pub on_change: OnChange,
     /// Every key that is not the engine's.
     pub params: Table,
     /// Places of keys, from the stage's own table on; the empty path is its header.
@@ -147,6 +148,28 @@ pub enum StoreMode {
     Stored,
     /// Computed anew whenever a consumer misses.
     Transient,
+}
+
+/// What a training stage does when what it learns from has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnChange {
+    /// It trains from the start: its checkpoint is that of a rebuild.
+    #[default]
+    Retrain,
+    /// It trains on from the checkpoint that it publishes. That makes the result depend on all that went before.
+    Warm,
+    /// It keeps the checkpoint that it publishes.
+    Hold,
+}
+
+impl OnChange {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OnChange::Retrain => "retrain",
+            OnChange::Warm => "warm",
+            OnChange::Hold => "hold",
+        }
+    }
 }
 
 impl StageSpec {
@@ -268,19 +291,11 @@ fn read_stage(id: String, mut stage: Section<'_>) -> Option<StageSpec> {
         Some("transient") => Some(StoreMode::Transient),
         _ => stage.wrong("store", &value, "\"stored\" or \"transient\""),
     });
-    match stage.take("on_change") {
-        None => {}
-        Some(value) if value.as_str() == Some("retrain") => {}
-        Some(value) if matches!(value.as_str(), Some("warm" | "hold")) => {
-            let message = format!("stage `{id}`: `on_change = {value}` is not supported yet");
-            let help = "write \"retrain\", or leave it out: the stage then trains from the start when its data changes";
-            let at = stage.value_span("on_change");
-            stage.faults.add(at, "not yet", message, Some(help.to_owned()));
-        }
-        Some(value) => {
-            let _: Option<()> = stage.wrong("on_change", &value, "\"retrain\"");
-        }
-    }
+    let on_change = stage.take("on_change").and_then(|value| {
+        let all = [OnChange::Retrain, OnChange::Warm, OnChange::Hold];
+        let known = all.into_iter().find(|word| value.as_str() == Some(word.as_str()));
+        known.or_else(|| stage.wrong("on_change", &value, "\"retrain\", \"warm\" or \"hold\""))
+    });
     let Section { path, table: params, spans, .. } = stage;
     Some(StageSpec {
         kind: kind?,
@@ -288,6 +303,7 @@ fn read_stage(id: String, mut stage: Section<'_>) -> Option<StageSpec> {
         inputs,
         run,
         store: store.unwrap_or_default(),
+        on_change: on_change.unwrap_or_default(),
         params,
         spans: spans.below(&path),
     })

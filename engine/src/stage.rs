@@ -116,6 +116,12 @@ pub trait Stage: Serialize + DeserializeOwned + Send + Sync + 'static {
         None
     }
 
+    /// `true` where the one row that it yields is a checkpoint, trained on whole tables: `on_change` may then say `warm` or
+    /// `hold`, and with `warm` the operator starts from [`Unit::parent`]. Such a stage has no row port and no shards.
+    fn trains(&self) -> bool {
+        false
+    }
+
     /// A source stage (no ports) lists its files here; each becomes a unit with [`Unit::file`].
     fn scan(&self, _found: &mut Scan) -> Result<(), StageError> {
         Ok(())
@@ -199,6 +205,7 @@ pub struct Unit {
     pub(crate) row: Option<RecordBatch>,
     pub(crate) row_port: &'static str,
     pub(crate) tables: Vec<(&'static str, Arc<dyn Rows>)>,
+    pub(crate) parent: Option<RecordBatch>,
 }
 
 impl Unit {
@@ -211,6 +218,12 @@ impl Unit {
     /// The rows that came in at a [`Port::whole`], sorted by id; `None` where an optional port is unconnected.
     pub fn table(&self, port: &str) -> Option<&dyn Rows> {
         self.tables.iter().find(|(name, _)| *name == port).map(|(_, rows)| rows.as_ref())
+    }
+
+    /// The row that the stage publishes now (a batch of one row), for a stage that [trains](Stage::trains) on from it;
+    /// `None` unless `on_change = "warm"`, and where nothing is published. It is covered by the key.
+    pub fn parent(&self) -> Option<&RecordBatch> {
+        self.parent.as_ref()
     }
 
     /// For random draws: derived from the key, so equal work draws equal numbers.
@@ -398,6 +411,7 @@ pub trait AnyStage: Send + Sync {
     fn check(&self) -> Result<(), String>;
     fn needs(&self) -> Needs;
     fn shards(&self) -> Option<u32>;
+    fn trains(&self) -> bool;
     fn scan(&self, found: &mut Scan) -> Result<(), StageError>;
     fn watched(&self) -> Vec<PathBuf>;
     fn row_id(&self, unit: &str, row: &str) -> String;
@@ -421,6 +435,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn shards(&self) -> Option<u32> {
         Stage::shards(self)
+    }
+    fn trains(&self) -> bool {
+        Stage::trains(self)
     }
     fn scan(&self, found: &mut Scan) -> Result<(), StageError> {
         Stage::scan(self, found)

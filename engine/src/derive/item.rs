@@ -192,6 +192,8 @@ pub(crate) enum Yield {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
     Rows(Arc<[MemoRow]>),
+    /// No result of these inputs: what was published before.
+    Held(Arc<[Item]>),
     /// `depth`: it is the fault of the n-th transient stage before the stored one.
     Fault {
         depth: Option<usize>,
@@ -218,7 +220,7 @@ impl Settled {
         matches!(self, Settled::Fault { class: Class::Transient | Class::Bug, .. })
     }
 
-    /// `None` for what the next run shall try again.
+    /// `None` for what the next run shall try again, or hold again.
     pub(crate) fn to_memo(&self) -> Option<Memo> {
         match self {
             Settled::Rows(rows) => Some(Memo::Rows(rows.to_vec())),
@@ -226,7 +228,7 @@ impl Settled {
                 Some(Memo::Bad(format!("{VIA}{depth}: {reason}")))
             }
             Settled::Fault { depth: None, class: Class::Bad, reason } => Some(Memo::Bad(reason.clone())),
-            Settled::Fault { .. } => None,
+            Settled::Held(_) | Settled::Fault { .. } => None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Plan, PlannedInput, PlannedStage};
+use crate::spec::OnChange;
 use crate::stage::Take;
 
 /// One line a stage: id, kind, what feeds it (through which transient stages), and the params that the TOML states.
@@ -19,6 +20,9 @@ impl fmt::Display for Plan {
             }
             if stage.transient {
                 parts.push("transient".to_owned());
+            }
+            if stage.on_change != OnChange::Retrain {
+                parts.push(format!("on_change = \"{}\"", stage.on_change.as_str()));
             }
             parts.extend(stage.params.iter().map(|(key, value)| format!("{key} = {value}")));
             let line = format!("{:ids$}  {:kinds$}  {}", stage.id, stage.kind.kind, parts.join("  "));

@@ -27,8 +27,8 @@ pub(crate) enum CommitMessage {
 pub(crate) struct Done {
     pub(crate) key: Hash,
     pub(crate) settled: Settled,
-    /// `None`: not to be remembered.
-    pub(crate) finished: Option<Finished>,
+    /// None: not to be remembered.
+    pub(crate) finished: Vec<Finished>,
     pub(crate) reply: Arc<Reply>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn commit_loop(shared: &Shared, messages: &Receiver<CommitMessage>) {
                 Err(_) => break,
             }
         }
-        let finished: Vec<Finished> = done.iter_mut().filter_map(|unit| unit.finished.take()).collect();
+        let finished: Vec<Finished> = done.iter_mut().flat_map(|unit| std::mem::take(&mut unit.finished)).collect();
         if !finished.is_empty()
             && let Err(error) = shared.store.commit(&finished)
         {

@@ -15,7 +15,7 @@ use super::budget::{Permit, Turn};
 use super::commit::{CommitMessage, Done};
 use super::device::DeviceJob;
 use super::operators::{NoOperator, Verdict, call, memory_bytes};
-use crate::derive::{Item, Settled, Whole, Work};
+use crate::derive::{Item, Settled, Warm, Whole, Work, result_key};
 use crate::fingerprint::{Fingerprint, Hash};
 use crate::run::graph::{GroupInput, WholeInput};
 use crate::run::shared::Shared;
@@ -28,6 +28,8 @@ pub(crate) struct Job {
     pub(crate) work: Work,
     /// Members by their index in the group, and the key of the unit there.
     pub(crate) wanted: Vec<(usize, Hash)>,
+    /// It trains on from a checkpoint; there is one member then.
+    pub(crate) warm: Option<Warm>,
     pub(crate) reply: Arc<Reply>,
 }
 
@@ -50,6 +52,7 @@ impl Reply {
 pub(crate) struct Recipient {
     pub(crate) stage: usize,
     key: Hash,
+    warm: Option<Warm>,
     origin: Option<Arc<str>>,
     reply: Arc<Reply>,
 }
@@ -161,6 +164,13 @@ impl Job {
         let stage = &shared.graph.stages[recipient.stage];
         let (row, permit) = value.map(|value| (value.batch, value.permit)).unzip();
         let is_source = matches!(shared.graph.groups[self.group].input, GroupInput::Files(_));
+        let parent = match self.warm.map(|warm| shared.store.row(&warm.parent, &stage.schema)).transpose() {
+            Ok(parent) => parent,
+            Err(error) => {
+                recipient.answer(Verdict::Transient(error.to_string()), 0.0).keep(shared);
+                return Ok(());
+            }
+        };
         let reads_file = is_source || stage.stage.reads_file();
         let unit = Unit {
             id: shared.graph.id_after(wanted.chain, &self.work.item.id),
@@ -169,6 +179,7 @@ impl Job {
             row,
             row_port: stage.row_port,
             tables: self.tables(shared),
+            parent,
         };
         if stage.needs == Needs::Device {
             let parked = shared.budget.park();
@@ -203,6 +214,7 @@ impl Job {
         Recipient {
             stage: shared.graph.groups[self.group].members[wanted.member].stage,
             key: wanted.key,
+            warm: self.warm,
             origin: self.work.item.origin.clone(),
             reply: self.reply.clone(),
         }
@@ -238,6 +250,7 @@ fn transient_unit(shared: &Shared, item: &Item, chain: &[usize], depth: usize, r
         row: Some(row),
         row_port: shared.graph.stages[chain[depth]].row_port,
         tables: Vec::new(),
+        parent: None,
     }
 }
 
@@ -315,8 +328,9 @@ impl Answer {
             Verdict::Bug(reason) => (fault(self.depth, Class::Bug, reason), Vec::new()),
             Verdict::Interrupted => return,
         };
+        let Recipient { key, warm, reply, .. } = self.recipient;
         let finished = settled.to_memo().map(|memo| Finished {
-            key: self.recipient.key,
+            key,
             stage_id: stage.id.clone(),
             kind: stage.kind.to_owned(),
             memo,
@@ -324,7 +338,13 @@ impl Answer {
             seconds: self.seconds,
             run: shared.run,
         });
-        let Recipient { key, reply, .. } = self.recipient;
+        // Known once more by what came out: that is how the next run sees what its published checkpoint was made of.
+        let again = finished.as_ref().zip(warm).map(|(finished, warm)| Finished {
+            key: result_key(&warm.base, finished.memo.contents()),
+            payloads: Vec::new(),
+            ..finished.clone()
+        });
+        let finished = finished.into_iter().chain(again).collect();
         // The committer outlives all pool threads.
         shared.commits.send(CommitMessage::Done(Box::new(Done { key, settled, finished, reply }))).ok();
     }

@@ -11,6 +11,7 @@ use arrow::datatypes::SchemaRef;
 use crate::fingerprint::{Fingerprint, Hash};
 use crate::plan::{Plan, PlannedStage};
 use crate::pool::{Progress, StageCounters};
+use crate::spec::OnChange;
 use crate::stage::{AnyStage, Needs};
 
 pub(crate) struct Graph {
@@ -26,6 +27,7 @@ pub(crate) struct RunStage {
     pub(crate) stage: Arc<dyn AnyStage>,
     pub(crate) fingerprint: Hash,
     pub(crate) needs: Needs,
+    pub(crate) on_change: OnChange,
     pub(crate) batch: usize,
     pub(crate) max_wait: Duration,
     pub(crate) schema: SchemaRef,
@@ -142,6 +144,11 @@ impl Graph {
         key.finish()
     }
 
+    /// Whether what the stage yields may depend on what it publishes now.
+    pub(crate) fn has_history(&self, stage: usize) -> bool {
+        self.stages[stage].on_change != OnChange::Retrain
+    }
+
     /// Does one of these stages read the files that rows go back to?
     pub(crate) fn read_files(&self, chain: &[usize]) -> bool {
         chain.iter().any(|stage| self.stages[*stage].stage.reads_file())
@@ -170,6 +177,7 @@ fn run_stage(stage: &PlannedStage, fingerprint: Hash, counters: Arc<StageCounter
         stage: stage.stage.clone(),
         fingerprint,
         needs: stage.needs,
+        on_change: stage.on_change,
         batch: stage.batch.max(1),
         max_wait: stage.max_wait,
         schema: (stage.kind.output.schema)(),

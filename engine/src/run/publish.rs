@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::derive::Fault;
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedStage};
 use crate::report::Report;
 use crate::run::dataflow::Found;
 use crate::run::shared::Shared;
-use crate::spec::MaxQuarantined;
+use crate::spec::{MaxQuarantined, OnChange};
 use crate::store::{Quarantined, Row, Store, place};
 
 /// What is published, as this run leaves it after each ingest.
@@ -16,7 +16,7 @@ pub(crate) struct Publisher<'a> {
     plan: &'a Plan,
     store: &'a Store,
     shared: &'a Shared,
-    /// Those of stages that publish files, by stage and id.
+    /// Those of stages that publish files or have a history, by stage and id.
     rows: BTreeMap<(String, String), Row>,
     faults: BTreeSet<(u32, Fault)>,
 }
@@ -29,11 +29,11 @@ impl<'a> Publisher<'a> {
         publisher
     }
 
-    /// Remembers the rows whose files have to be placed.
+    /// Remembers the rows whose files have to be placed, and those that the next result may depend on.
     fn keep(&mut self, rows: impl Iterator<Item = Row>) {
-        let placed =
-            |row: &Row| self.plan.stages.iter().any(|stage| stage.id == row.stage && stage.placement.is_some());
-        self.rows.extend(rows.filter(placed).map(|row| ((row.stage.clone(), row.id.clone()), row)));
+        let kept = |stage: &PlannedStage| stage.placement.is_some() || stage.on_change != OnChange::Retrain;
+        let kept = |row: &Row| self.plan.stages.iter().any(|stage| stage.id == row.stage && kept(stage));
+        self.rows.extend(rows.filter(kept).map(|row| ((row.stage.clone(), row.id.clone()), row)));
     }
 
     /// Publishes what an ingest has found, and says so in the report.
@@ -53,6 +53,7 @@ impl<'a> Publisher<'a> {
             self.rows.remove(&(row.stage, row.id));
         }
         self.keep(add.into_iter());
+        shared.history.publish(&shared.graph, &self.rows, report);
 
         for (fault, sign) in found.faults {
             if sign > 0 {

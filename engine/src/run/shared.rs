@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::fingerprint::Hash;
 use crate::pool::{Budget, Cancel, CommitMessage, DeviceQueue, JobQueue, Progress};
 use crate::run::graph::{Graph, RunStage};
+use crate::run::history::History;
 use crate::stage::Context;
 use crate::store::Store;
 
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) scanned: Mutex<HashMap<Arc<str>, Hash>>,
     /// Source files of units that failed for a reason that may pass; a watching run has another look at them.
     pub(crate) passing: Mutex<BTreeSet<Arc<str>>>,
+    pub(crate) history: History,
     pub(crate) failure: Mutex<Option<Error>>,
 }
 

@@ -177,13 +177,12 @@ pipe.toml:14:9: stage `frames`: `input` wants a string, found 3
 pipe.toml:15:17: stage `frames`: `run.batch` wants a whole number of at least 1, found 0
 pipe.toml:15:20: unknown key `bacth`; `[stage.frames.run]` takes batch, max_wait_ms; did you mean `batch`?
 pipe.toml:16:9: stage `frames`: `store` wants "stored" or "transient", found "memory"
-pipe.toml:17:13: stage `frames`: `on_change = "warm"` is not supported yet; write "retrain", or leave it out: the stage then trains from the start when its data changes
 pipe.toml:21:1: stage `codes` has both `input` and `inputs`; keep `inputs`, and name every port in it
 pipe.toml:22:11: stage `codes`: `weights`: `[params]` has no `wights`; add `wights = …` to `[params]`
 pipe.toml:23:8: stage `codes`: `seed`: `${seed}` cannot be used; only `${params.…}` can
 pipe.toml:24:7: stage `codes`: `sed`: `[params]` has no `sed`; did you mean `seed`?
 pipe.toml:25:8: stage `codes`: `open`: `${` is not closed by `}`
-pipe.toml:26:13: stage `codes`: `on_change` wants "retrain", found "maybe"
+pipe.toml:26:13: stage `codes`: `on_change` wants "retrain", "warm" or "hold", found "maybe"
 pipe.toml:27:8: `my codes` cannot name a stage; use letters, digits, `_` and `-`
 pipe.toml: the pipeline has no name; begin the file with `name = "…"`
 "#);

@@ -40,6 +40,17 @@ pub enum Memo {
     Bad(String),
 }
 
+impl Memo {
+    /// What its rows hold.
+    pub fn contents(&self) -> impl Iterator<Item = Hash> {
+        let rows: &[MemoRow] = match self {
+            Memo::Rows(rows) => rows,
+            Memo::Bad(_) => &[],
+        };
+        rows.iter().map(|row| row.content)
+    }
+}
+
 /// A unit that was computed, ready to be remembered.
 #[derive(Clone, Debug)]
 pub struct Finished {
@@ -448,6 +459,17 @@ impl Store {
     pub fn counts(&self, pipeline: &str) -> Result<Vec<(String, u64)>> {
         let sql = "SELECT stage, count(*) FROM published WHERE pipeline = ?1 GROUP BY stage ORDER BY stage";
         self.list("count rows", sql, params![pipeline], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))
+    }
+
+    /// Stages whose rows the pipeline's newest finished run left as they were though their inputs had changed, with the run
+    /// that did so first.
+    pub fn held_since(&self, pipeline: &str) -> Result<BTreeMap<String, i64>> {
+        // Beside max(), SQLite gives the other columns of the row that has it.
+        let sql = "SELECT stage.key, json_extract(stage.value, '$.held_since'), max(run.id)
+                   FROM run, json_each(run.report, '$.stages') stage
+                   WHERE pipeline = ?1 AND outcome = 'done' GROUP BY stage.key";
+        let stages = self.list("read runs", sql, [pipeline], |row| Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?)))?;
+        Ok(stages.into_iter().filter_map(|(stage, run)| Some((stage, run?))).collect())
     }
 
     /// One transaction; `point` is passed just before it becomes durable.

@@ -21,7 +21,7 @@ impl Store {
         })?;
         let says = |text: String| match Settled::from_memo(super::Memo::Bad(text)) {
             Settled::Fault { reason, .. } => reasons.contains(reason.as_str()),
-            Settled::Rows(_) => false,
+            Settled::Rows(_) | Settled::Held(_) => false,
         };
         let keys: Vec<Hash> = verdicts.into_iter().filter_map(|(key, text)| says(text).then_some(key)).collect();
         if !keys.is_empty() {

@@ -71,7 +71,7 @@ pub(super) mod tests {
 
     pub(crate) fn unit(key: &str) -> Unit {
         let key = Hash::of_bytes(key.as_bytes());
-        Unit { id: "a".into(), key, file: None, row: None, row_port: "", tables: Vec::new() }
+        Unit { id: "a".into(), key, file: None, row: None, row_port: "", tables: Vec::new(), parent: None }
     }
 
     #[test]

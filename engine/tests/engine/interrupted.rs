@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use vw2_engine::report::Outcome;
 use vw2_engine::run::{Options, run};
 
+use crate::on_change::training;
 use crate::project::{Project, executed, within};
 
 const UNITS: u64 = 60;
@@ -162,4 +163,29 @@ fn a_crash_at_any_durable_write_is_healed_by_the_next_run() {
         }
         assert!(crashes > 10, "{crashes}");
     }
+}
+
+/// The checkpoint that is published stays the parent until the next one is.
+#[test]
+fn a_warm_training_that_dies_at_any_durable_write_is_repeated_from_the_same_parent() {
+    if am_child() {
+        return;
+    }
+    let mut deaths = 0;
+    loop {
+        let project = training("warm");
+        project.run();
+        project.write("b", "two");
+        let test = "a_warm_training_that_dies_at_any_durable_write_is_repeated_from_the_same_parent";
+        let survived = child(test, &project, deaths + 1).wait().unwrap().success();
+        project.run();
+        let text = project.text_of("model").unwrap();
+        assert_eq!(text, "one ONE x0 > one two ONE TWO x0", "death {deaths}");
+        assert_eq!(executed(&project.run()), [], "death {deaths}");
+        if survived {
+            break;
+        }
+        deaths += 1;
+    }
+    assert!(deaths > 4, "{deaths}");
 }

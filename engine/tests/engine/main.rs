@@ -4,6 +4,7 @@ mod contract;
 mod failures;
 mod incremental;
 mod interrupted;
+mod on_change;
 mod project;
 mod toys;
 mod upkeep;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use arrow::array::StringArray;
 use tempfile::TempDir;
 use vw2_engine::plan::{Plan, plan};
 use vw2_engine::report::Report;
@@ -123,6 +124,17 @@ impl Project {
         let progress = options.progress.clone();
         let report = within(30, move || run(&plan, &store, &options), || format!("{:#?}", progress.snapshot()));
         report.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The text of the only row that a stage publishes.
+    pub(crate) fn text_of(&self, stage: &str) -> Option<String> {
+        let rows = self.published();
+        let mut rows = rows.iter().filter(|row| row.stage == stage);
+        let row = rows.next()?;
+        assert!(rows.next().is_none(), "`{stage}` publishes several rows");
+        let kind = &self.plan(&[]).stages.into_iter().find(|planned| planned.id == stage).unwrap().kind;
+        let batch = self.store().row(&row.content, &(kind.output.schema)()).unwrap();
+        Some(batch.column(0).as_any().downcast_ref::<StringArray>().unwrap().value(0).to_owned())
     }
 
     pub(crate) fn published(&self) -> Vec<Row> {

@@ -25,6 +25,7 @@ pub(crate) static KINDS: &[StageKind] = &[
     StageKind::of::<Export>(),
     StageKind::of::<Share>(),
     StageKind::of::<Longest>(),
+    StageKind::of::<Train>(),
 ];
 
 static TEXTS: Table = Table { name: "texts", schema: || schema("text", DataType::Utf8) };
@@ -305,6 +306,40 @@ toy! { Longest = "longest": &[Port::whole("lines", &LINES)] => &LINES;
             let lines = lines.collect::<Result<Vec<_>, StageError>>()?;
             let longest = lines.iter().max_by_key(|line| (line.len(), *line)).unwrap();
             out.push(unit, "", text_row(longest));
+            Ok(())
+        })
+    }
+}
+
+/// A checkpoint as a text: what it was trained on, after what its parent was trained on.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Train {
+    #[serde(default)]
+    steps: u64,
+}
+
+toy! { Train = "train": &[Port::whole("lines", &LINES), Port::whole("more", &LINES).optional()] => &LINES;
+    fn needs(&self) -> Needs {
+        Needs::Device
+    }
+    fn trains(&self) -> bool {
+        true
+    }
+    fn open(&self, _: &Context) -> Result<Box<dyn Operator>, StageError> {
+        let steps = self.steps;
+        each(move |unit, out| {
+            let mut learnt = unit.parent().map_or(String::new(), |parent| format!("{} > ", text(parent)));
+            for rows in ["lines", "more"].iter().filter_map(|port| unit.table(port)) {
+                for index in 0..rows.len() {
+                    let row = rows.row(index)?;
+                    if !no_trouble(unit, text(&row), out)? {
+                        return Ok(());
+                    }
+                    learnt += &format!("{} ", text(&row));
+                }
+            }
+            out.push(unit, "", text_row(&format!("{}x{steps}", learnt)));
             Ok(())
         })
     }

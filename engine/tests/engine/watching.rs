@@ -23,7 +23,7 @@ impl Draws {
 }
 
 /// Starts a watching run in a thread; gives what it reports, and what ends it.
-fn start(project: &Project) -> (mpsc::Receiver<Report>, impl FnOnce() -> Report) {
+pub(crate) fn start(project: &Project) -> (mpsc::Receiver<Report>, impl FnOnce() -> Report) {
     let plan = project.plan(&[]);
     let mut options = Options::of(&plan.runtime);
     options.threads = 2;

@@ -1,9 +1,11 @@
 //! `vw2-pipe status`: what a store holds, read beside a run without disturbing it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
+use vw2_engine::report;
 use vw2_engine::store::{Quarantined, RunRecord, Sizes, Store};
 
 use crate::cli::StatusArgs;
@@ -16,6 +18,8 @@ struct Pipeline {
     last: Option<RunRecord>,
     counts: Vec<(String, u64)>,
     quarantined: Vec<Quarantined>,
+    /// Stages that hold what is no result of their inputs, with the run since which they do.
+    stale: BTreeMap<String, i64>,
 }
 
 pub(crate) fn status(args: &StatusArgs) -> miette::Result<ExitCode> {
@@ -25,8 +29,9 @@ pub(crate) fn status(args: &StatusArgs) -> miette::Result<ExitCode> {
         .into_iter()
         .map(|name| {
             let (last, counts) = (store.last_run(&name)?, store.counts(&name)?);
-            let quarantined = store.quarantine(&name)?;
-            Ok(Pipeline { name, last, counts, quarantined })
+            let (quarantined, mut stale) = (store.quarantine(&name)?, store.held_since(&name)?);
+            stale.retain(|stage, _| counts.iter().any(|(other, _)| other == stage));
+            Ok(Pipeline { name, last, counts, quarantined, stale })
         })
         .collect();
     let (sizes, pipelines) = (store.sizes()?, pipelines?);
@@ -45,9 +50,12 @@ fn as_text(store: &Store, sizes: &Sizes, pipelines: &[Pipeline]) -> String {
         told += &format!(", unfinished work {}", text::size(*scratch_bytes));
     }
     told += "\n";
-    for Pipeline { name, last, counts, quarantined } in pipelines {
+    for Pipeline { name, last, counts, quarantined, stale } in pipelines {
         let _ = write!(told, "\npipeline {name}: {}\n", last.as_ref().map_or("no run".to_owned(), run));
         told += &published(counts, last.as_ref());
+        for (stage, run) in stale {
+            let _ = writeln!(told, "  {stage} is {}", report::stale(stage, *run));
+        }
         if !quarantined.is_empty() {
             let _ = write!(told, "  quarantined: {}\n{}", quarantined.len(), quarantine::lines(quarantined, "    "));
         }
@@ -92,7 +100,7 @@ fn report(run: &RunRecord) -> Value {
 
 fn as_json(store: &Store, sizes: &Sizes, pipelines: &[Pipeline]) -> Value {
     let pipeline = |pipeline: &Pipeline| {
-        let Pipeline { name, last, counts, quarantined } = pipeline;
+        let Pipeline { name, last, counts, quarantined, stale } = pipeline;
         let published: Map<String, Value> = counts.iter().map(|(stage, rows)| (stage.clone(), json!(rows))).collect();
         let last = last.as_ref().map(|run| {
             json!({
@@ -100,7 +108,9 @@ fn as_json(store: &Store, sizes: &Sizes, pipelines: &[Pipeline]) -> Value {
                 "report": report(run),
             })
         });
-        json!({ "pipeline": name, "last_run": last, "published": published, "quarantined": quarantined })
+        json!({
+            "pipeline": name, "last_run": last, "published": published, "quarantined": quarantined, "stale": stale,
+        })
     };
     json!({
         "store": store.dir(),

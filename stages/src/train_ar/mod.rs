@@ -18,11 +18,11 @@ use vw2_engine::stage::{
 use vw2_kernels::device;
 use vw2_models::ar::{ArConfig, CodeConfig, CodeModel, Example, Minibatch, Vocabulary};
 use vw2_models::train::order::Order;
-use vw2_models::weights::{self, SaveType};
+use vw2_models::weights::{self, SaveType, Weights};
 
 use crate::export::split_id;
 use crate::tables;
-use crate::training::{Curve, Optimizer, OptimizerParams, held_out, plot_svg, recent_mean};
+use crate::training::{Curve, Optimizer, OptimizerParams, held_out, parent_weights, plot_svg, recent_mean};
 
 /// Trains a decoder over codes.
 #[derive(Clone, Serialize, Deserialize)]
@@ -77,6 +77,10 @@ impl Stage for TrainAr {
 
     fn needs(&self) -> Needs {
         Needs::Device
+    }
+
+    fn trains(&self) -> bool {
+        true
     }
 
     fn placement(&self) -> Option<Placement> {
@@ -242,7 +246,7 @@ impl Trainer {
         };
         let device = device::parse(&ctx.device)?;
         let autodiff = device.clone().autodiff();
-        let mut model = CodeModel::init(&config, params.seed, &autodiff)?;
+        let mut model = self.first_model(unit, &config, &autodiff)?;
         let mut optimizer = Optimizer::new(&params.optimizer, params.steps);
         let mut order = Order::new(scenes.train.len(), params.minibatch.min(scenes.train.len()), params.seed);
         let (mut losses, mut checks) = (Vec::new(), Vec::new());
@@ -275,6 +279,17 @@ impl Trainer {
         }
         check(params.steps, &model)?;
         self.finish(unit, out, scenes, &best, losses, checks)
+    }
+
+    /// Where training starts: from the checkpoint that is published, or from the seed.
+    fn first_model(&self, unit: &Unit, config: &CodeConfig, device: &Device) -> Result<CodeModel, StageError> {
+        if let Some(path) = parent_weights(unit, &self.ctx, "ar")? {
+            let parent = CodeModel::load(&Weights::open(&path)?, device)?;
+            if parent.config == *config {
+                return Ok(parent);
+            }
+        }
+        Ok(CodeModel::init(config, self.params.seed, device)?)
     }
 
     /// Weights, loss picture and metrics, as files and as one row.

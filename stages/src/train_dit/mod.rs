@@ -28,7 +28,9 @@ use vw2_models::weights::{self, SaveType, Weights};
 
 use crate::model_file::ModelFile;
 use crate::tables;
-use crate::training::{ClipReader, Curve, Optimizer, OptimizerParams, held_out, plot_svg, recent_mean};
+use crate::training::{
+    ClipReader, Curve, Optimizer, OptimizerParams, connected_weights, held_out, parent_weights, plot_svg, recent_mean,
+};
 use examples::{Examples, Minibatch};
 
 /// Trains on all clips of a frame table.
@@ -109,6 +111,10 @@ impl Stage for TrainDit {
 
     fn needs(&self) -> Needs {
         Needs::Device
+    }
+
+    fn trains(&self) -> bool {
+        true
     }
 
     fn placement(&self) -> Option<Placement> {
@@ -235,7 +241,7 @@ impl Trainer {
     }
 }
 
-/// Where training starts: from the connected checkpoint, from a file, or from the seed.
+/// Where training starts: from the connected checkpoint, from the one that is published, from a file, or from the seed.
 fn first_model(
     params: &TrainDit,
     ctx: &Context,
@@ -244,11 +250,17 @@ fn first_model(
     device: &Device,
 ) -> Result<VideoDit, StageError> {
     let config = DitConfig { crossattn_emb_channels: context, ..DitConfig::preset(&params.preset)? };
-    let blob = match unit.table("init") {
-        Some(table) => Some(ctx.blobs.path(&Checkpoints::view(&table.row(0)?)?.checkpoint(0).blob.parse()?)),
-        None => None,
-    };
-    let Some(path) = blob.or_else(|| params.init.as_ref().map(|file| file.0.clone())) else {
+    let connected = connected_weights(unit, ctx)?;
+    if connected.is_none()
+        && let Some(path) = parent_weights(unit, ctx, "dit")?
+    {
+        let parent = VideoDit::load(&Weights::open(&path)?, device)?;
+        // Of a file's configuration nothing is known here; a preset or a dLDM that was changed since starts afresh.
+        if params.init.is_some() || parent.config() == &config {
+            return Ok(parent);
+        }
+    }
+    let Some(path) = connected.or_else(|| params.init.as_ref().map(|file| file.0.clone())) else {
         return Ok(VideoDit::new(&config, device, params.seed)?);
     };
     let dit = VideoDit::load(&Weights::open(&path)?, device)?;

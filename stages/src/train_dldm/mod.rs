@@ -38,6 +38,10 @@ impl Stage for TrainDldm {
         Needs::Device
     }
 
+    fn trains(&self) -> bool {
+        true
+    }
+
     fn placement(&self) -> Option<Placement> {
         Some(Placement { path: self.0.path.0.clone(), versioned: false })
     }
@@ -56,6 +60,10 @@ impl Reconstruct for Dldm {
 
     fn load(weights: &Weights, device: &Device) -> Result<Self, StageError> {
         Ok(Dldm::load(weights, device)?)
+    }
+
+    fn is_preset(&self, preset: &str) -> Result<bool, StageError> {
+        Ok(Dldm::config(self) == &DldmConfig::preset(preset)?)
     }
 
     fn reconstruct(&self, x: Tensor<5>) -> Result<(Tensor<5>, Option<Tensor<1>>), StageError> {

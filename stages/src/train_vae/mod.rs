@@ -38,6 +38,10 @@ impl Stage for TrainVae {
         Needs::Device
     }
 
+    fn trains(&self) -> bool {
+        true
+    }
+
     fn placement(&self) -> Option<Placement> {
         Some(Placement { path: self.0.path.0.clone(), versioned: false })
     }
@@ -59,6 +63,13 @@ impl Reconstruct for Vae {
 
     fn load(weights: &Weights, device: &Device) -> Result<Self, StageError> {
         Ok(Vae::load(weights, device)?)
+    }
+
+    fn is_preset(&self, preset: &str) -> Result<bool, StageError> {
+        let preset = VaeConfig::preset(preset)?;
+        // Training measures the statistics of the latents.
+        let VaeConfig { latent_mean, latent_std, .. } = preset.clone();
+        Ok(VaeConfig { latent_mean, latent_std, ..Vae::config(self).clone() } == preset)
     }
 
     fn reconstruct(&self, x: Tensor<5>) -> Result<(Tensor<5>, Option<Tensor<1>>), StageError> {

@@ -16,7 +16,7 @@ use vw2_models::train::order::{Order, mix};
 use vw2_models::weights::{self, Named, SaveType, Weights};
 
 use super::clips::{ClipReader, held_out};
-use super::{Curve, Optimizer, OptimizerParams, PixelErrors, plot_svg, recent_mean};
+use super::{Curve, Optimizer, OptimizerParams, PixelErrors, connected_weights, parent_weights, plot_svg, recent_mean};
 
 /// The parameters of a training by reconstruction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,6 +79,9 @@ pub(crate) trait Reconstruct: Named + Clone {
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError>;
 
     fn load(weights: &Weights, device: &Device) -> Result<Self, StageError>;
+
+    /// Whether the model has the sizes that [`Reconstruct::init`] gives it.
+    fn is_preset(&self, preset: &str) -> Result<bool, StageError>;
 
     /// x f32 [B, 3, T, H, W] in [-1, 1] to the same, and whatever is added to the loss.
     fn reconstruct(&self, x: Tensor<5>) -> Result<(Tensor<5>, Option<Tensor<1>>), StageError>;
@@ -171,15 +174,22 @@ impl<M: Reconstruct> Reconstructor<M> {
         self.finish(unit, out, &model, &losses, check)
     }
 
-    /// Where training starts: from the connected checkpoint, from a file, or from the seed.
+    /// Where training starts: from the connected checkpoint, from the one that is published, from a file, or from the seed.
     fn first_model(&self, unit: &Unit, device: &Device) -> Result<M, StageError> {
-        let blob = match unit.table("init") {
-            Some(table) => Some(self.ctx.blobs.path(&Checkpoints::view(&table.row(0)?)?.checkpoint(0).blob.parse()?)),
-            None => None,
-        };
-        match blob.or_else(|| self.params.init.as_ref().map(|file| file.0.clone())) {
-            Some(path) => M::load(&Weights::open(&path)?, device),
-            None => M::init(&self.params.preset, self.params.seed, device),
+        let Reconstruction { preset, init, seed, .. } = &self.params;
+        if let Some(path) = connected_weights(unit, &self.ctx)? {
+            return M::load(&Weights::open(&path)?, device);
+        }
+        if let Some(path) = parent_weights(unit, &self.ctx, M::NAME)? {
+            let parent = M::load(&Weights::open(&path)?, device)?;
+            // Of a file's configuration nothing is known here; a preset that was changed since starts afresh.
+            if init.is_some() || parent.is_preset(preset)? {
+                return Ok(parent);
+            }
+        }
+        match init {
+            Some(file) => M::load(&Weights::open(&file.0)?, device),
+            None => M::init(preset, *seed, device),
         }
     }
 
