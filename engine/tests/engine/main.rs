@@ -1,5 +1,6 @@
 //! The engine with toy stages over text files: no video, no model.
 
+mod explaining;
 mod failures;
 mod incremental;
 mod interrupted;
