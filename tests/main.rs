@@ -10,6 +10,8 @@ mod pipelines;
 
 mod incremental;
 
+mod explain;
+
 mod store_tools;
 
 mod media;

@@ -1,5 +1,5 @@
-//! What the engine costs where stages cost nothing: a pipeline of many files, run for the first time, again, and after one
-//! edit, each in a process of its own.
+//! What the engine costs where stages cost nothing: a pipeline of many files, run for the first time, again, explained, and
+//! after one edit, each in a process of its own.
 //!
 //!     cargo bench -p vw2-engine --profile dev --bench scale            100,000 files
 //!     VW2_SCALE=1000000 cargo bench …                                  as many as you like
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use vw2_engine::explain::{self, explain};
 use vw2_engine::plan::plan;
 use vw2_engine::run::{Options, run};
 use vw2_engine::spec::PipelineSpec;
@@ -51,7 +52,15 @@ fn main() {
         eprint!("{what:10} ");
         again();
     }
+    let explained = |what: &str| {
+        eprint!("{what:10} ");
+        let mut child = Command::new(std::env::current_exe().expect("this program"));
+        let status = child.env("VW2_SCALE_DIR", temp.path()).env("VW2_SCALE_EXPLAIN", "").status();
+        assert!(status.expect("this program runs").success(), "the explanation failed");
+    };
+    explained("explained");
     std::fs::write(folder(count / 2).join(format!("{}.txt", count / 2)), "edited").expect("a file");
+    explained("explained");
     eprint!("{:10} ", "one edit");
     again();
     std::fs::remove_file(folder(0).join("0.txt")).expect("a file");
@@ -63,6 +72,13 @@ fn main() {
 fn phase(dir: &Path) {
     let spec = PipelineSpec::parse("scale.toml", &pipeline(dir), &[]).expect("the pipeline parses");
     let plan = plan(&spec, toys::KINDS).expect("the pipeline plans");
+    if std::env::var_os("VW2_SCALE_EXPLAIN").is_some() {
+        let began = Instant::now();
+        let store = Store::open_read(dir.join("store")).expect("the store opens");
+        let told = explain(&plan, Some(&store), &explain::Options::default()).expect("the plan is explained");
+        let to_run: u64 = told.stages.iter().map(|stage| stage.to_run).sum();
+        return eprintln!("{:8.2} s, {to_run:7} units to run", began.elapsed().as_secs_f64());
+    }
     let mut options = Options::of(&plan.runtime);
     options.threads = 2;
     let began = Instant::now();

@@ -27,11 +27,11 @@ use timely::scheduling::SyncActivator;
 pub(crate) use item::{Fault, Item, Settled, Whole, Work, Yield};
 use resolve::Resolved;
 pub(crate) use resolve::{Warm, result_key};
-pub(crate) use whole::{begin_of_ingest, end_of_ingest, whole_table};
+pub(crate) use whole::{begin_of_ingest, end_of_ingest, root, shard, shard_id, whole_table};
 
-use crate::fingerprint::{Fingerprint, Hash};
+use crate::fingerprint::Hash;
 use crate::pool::{Job, Reply, StageCounters};
-use crate::run::graph::{GroupInput, Member, Subject};
+use crate::run::graph::GroupInput;
 use crate::run::shared::Shared;
 
 /// Engine time: rounds, counted within ingests; see [`end_of_ingest`].
@@ -270,30 +270,8 @@ impl GroupState {
 
     /// The unit's key for each member of the group.
     fn keys(&self, work: &Work) -> Vec<Hash> {
-        let graph = &self.shared.graph;
-        let group = &graph.groups[self.group];
-        let content = (!matches!(group.input, GroupInput::Shards(_))).then_some(&work.item.content);
-        let roots: Vec<(&str, Hash)> = group
-            .wholes
-            .iter()
-            .zip(&work.tables)
-            .map(|(input, whole)| {
-                let mut root = Fingerprint::new();
-                root.hash(&whole.root);
-                for stage in &input.chain {
-                    root.text("via").hash(&graph.stages[*stage].fingerprint);
-                }
-                (input.port, root.finish())
-            })
-            .collect();
-        let key = |member: &Member| {
-            // A stage whose result depends on names answers for each copy by itself.
-            let named = graph.stages[member.stage].stage.named().then(|| graph.id_after(&member.chain, &work.item.id));
-            let reads = graph.stages[member.stage].stage.reads_file() || graph.read_files(&member.chain);
-            let source = work.item.source.filter(|_| reads);
-            graph.key(member, &Subject { content, source, name: named.as_deref() }, &roots)
-        };
-        group.members.iter().map(key).collect()
+        let roots: Vec<Hash> = work.tables.iter().map(|whole| whole.root).collect();
+        self.shared.graph.keys(self.group, &work.item, &roots)
     }
 
     /// For the member's stage, and for the transient ones whose units it counts.

@@ -37,6 +37,8 @@ pub mod store;
 
 pub mod report;
 
+pub mod explain;
+
 mod error;
 
 pub use error::{Error, Result};

@@ -86,16 +86,32 @@ pub(crate) struct RunArgs {
     pub(crate) json: bool,
 }
 
-/// Show what a pipeline does, in order, without opening anything
+/// Show what a pipeline does, in order, or what a run would compute now and why
+///
+/// Without `--explain`, opens nothing. With it, the store is read and the sources' folders are listed; no device is opened
+/// and nothing is written, so it works beside a run. `--limit`, `--store` and `--json` belong to it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vw2-pipe plan pipelines/full.toml
   vw2-pipe plan pipelines/full.toml --only codes      codes and what they need
-  vw2-pipe plan pipelines/full.toml --set stage.clips.frames=33")]
+  vw2-pipe plan pipelines/full.toml --set stage.clips.frames=33
+  vw2-pipe plan pipelines/full.toml --explain --set stage.clips.frames=33      what that would cost, and why")]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) pipeline: PipelineArgs,
+    /// Say per stage what a run would take from the store, compute and retract, and why
+    #[arg(long)]
+    pub(crate) explain: bool,
+    /// Take only the first N files of each source, in the order of their names
+    #[arg(long, value_name = "N", value_parser = positive, requires = "explain")]
+    pub(crate) limit: Option<usize>,
+    /// Folder of the store; overrides `runtime.store`
+    #[arg(long, value_name = "DIR", requires = "explain")]
+    pub(crate) store: Option<PathBuf>,
+    /// Print exactly one JSON object
+    #[arg(long, requires = "explain")]
+    pub(crate) json: bool,
 }
 
 /// List the stage kinds, or tell all about one

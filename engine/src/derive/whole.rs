@@ -1,5 +1,7 @@
 //! Tables taken as a whole: complete once the ingest is, named by a root over their rows.
 
+use std::sync::Arc;
+
 use differential_dataflow::VecCollection;
 
 use super::Time;
@@ -40,11 +42,18 @@ pub(crate) fn whole_table<'s>(
     )
 }
 
-fn shard(id: &str, shards: u32) -> u32 {
+/// The id of the unit that takes this shard of whole tables.
+pub(crate) fn shard_id(stage: &str, shard: u32, shards: u32) -> Arc<str> {
+    if shards == 1 { Arc::from(stage) } else { format!("shard-{shard:02}").into() }
+}
+
+/// Which shard the row of this id is in.
+pub(crate) fn shard(id: &str, shards: u32) -> u32 {
     (first_bytes(&Hash::of_bytes(id.as_bytes())) % u64::from(shards)) as u32
 }
 
-fn root(rows: &[Item], read_files: bool) -> Hash {
+/// Names the rows, which are sorted and differ, with what determines them.
+pub(crate) fn root(rows: &[Item], read_files: bool) -> Hash {
     let mut root = Fingerprint::new();
     for item in rows {
         root.text(&item.id).hash(&item.content);

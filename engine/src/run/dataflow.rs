@@ -26,7 +26,9 @@ use timely::worker::Worker;
 use super::feed::{Feed, Round, feed};
 use super::graph::{Group, GroupInput};
 use super::shared::Shared;
-use crate::derive::{Fault, Item, Time, Whole, Work, Yield, begin_of_ingest, derive, end_of_ingest, whole_table};
+use crate::derive::{
+    Fault, Item, Time, Whole, Work, Yield, begin_of_ingest, derive, end_of_ingest, shard_id, whole_table,
+};
 use crate::error::Error;
 use crate::pool::quietly;
 use crate::store::Row;
@@ -389,9 +391,8 @@ fn shard_units<'s>(shared: &Shared, group: &Group, count: u32, tables: &Tables<'
         .map(|input| whole_table(table(tables, input.base), count, shared.graph.read_files(&input.chain)));
     let first = shards.next().expect("a group of shards has whole tables");
     let named = move |(shard, whole): (u32, Whole)| {
-        let id = if count == 1 { id.clone() } else { format!("shard-{shard:02}") };
-        let item =
-            Item { id: id.into(), content: Default::default(), source: None, origin: None, files: Arc::from([]) };
+        let id = shard_id(&id, shard, count);
+        let item = Item { id, content: Default::default(), source: None, origin: None, files: Arc::from([]) };
         (shard, Work { item, tables: vec![whole] })
     };
     let units = first.map(named);

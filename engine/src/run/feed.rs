@@ -15,7 +15,7 @@ use crossbeam_channel::Sender;
 use crate::derive::{Fault, Item};
 use crate::error::{Error, Result};
 use crate::fingerprint::Hash;
-use crate::run::graph::GroupInput;
+use crate::run::graph::{GroupInput, RunStage};
 use crate::run::shared::Shared;
 use crate::run::watch::Events;
 use crate::stage::Scan;
@@ -118,7 +118,7 @@ impl<W: Fn()> Feeder<'_, W> {
         let mut scans = Vec::new();
         for group in &shared.graph.groups {
             if let GroupInput::Files(stage) = group.input {
-                scans.push((stage, scan(shared, stage, self.limit)?));
+                scans.push((stage, scan(&shared.graph.stages[stage], self.limit)?));
             }
         }
         for (stage, (files, faults)) in scans {
@@ -240,11 +240,10 @@ fn is_fresh(path: &Path, settle: Duration) -> bool {
 }
 
 /// A file's id and path.
-type File = (Arc<str>, Arc<str>);
+pub(crate) type File = (Arc<str>, Arc<str>);
 
 /// The source's files sorted by id, and what cannot be one.
-fn scan(shared: &Shared, stage: usize, limit: Option<usize>) -> Result<(Vec<File>, Vec<Fault>)> {
-    let stage = &shared.graph.stages[stage];
+pub(crate) fn scan(stage: &RunStage, limit: Option<usize>) -> Result<(Vec<File>, Vec<Fault>)> {
     let mut found = Scan::default();
     let listed = stage.stage.scan(&mut found);
     listed.map_err(|error| Error::Failed(format!("stage `{}` cannot list its files: {error}", stage.id)))?;

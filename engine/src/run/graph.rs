@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 
+use crate::derive::Item;
 use crate::fingerprint::{Fingerprint, Hash};
 use crate::plan::{Plan, PlannedStage};
 use crate::pool::{Progress, StageCounters};
@@ -73,13 +74,13 @@ pub(crate) struct WholeInput {
 }
 
 /// What a unit is about, as far as its key must say it.
-pub(crate) struct Subject<'a> {
+struct Subject<'a> {
     /// Its own row or file.
-    pub(crate) content: Option<&'a Hash>,
+    content: Option<&'a Hash>,
     /// The content of the file that its row goes back to, where a stage reads that.
-    pub(crate) source: Option<Hash>,
+    source: Option<Hash>,
     /// Its id, where the stage asks for it.
-    pub(crate) name: Option<&'a str>,
+    name: Option<&'a str>,
 }
 
 impl Graph {
@@ -122,8 +123,35 @@ impl Graph {
         Graph { stages, groups }
     }
 
+    /// The key of one unit for each member of its group; `roots` are the tables that the group takes as a whole.
+    pub(crate) fn keys(&self, group: usize, item: &Item, roots: &[Hash]) -> Vec<Hash> {
+        let group = &self.groups[group];
+        let content = (!matches!(group.input, GroupInput::Shards(_))).then_some(&item.content);
+        let roots: Vec<(&str, Hash)> = group
+            .wholes
+            .iter()
+            .zip(roots)
+            .map(|(input, whole)| {
+                let mut root = Fingerprint::new();
+                root.hash(whole);
+                for stage in &input.chain {
+                    root.text("via").hash(&self.stages[*stage].fingerprint);
+                }
+                (input.port, root.finish())
+            })
+            .collect();
+        let key = |member: &Member| {
+            // A stage whose result depends on names answers for each copy by itself.
+            let named = self.stages[member.stage].stage.named().then(|| self.id_after(&member.chain, &item.id));
+            let reads = self.stages[member.stage].stage.reads_file() || self.read_files(&member.chain);
+            let source = item.source.filter(|_| reads);
+            self.key(member, &Subject { content, source, name: named.as_deref() }, &roots)
+        };
+        group.members.iter().map(key).collect()
+    }
+
     /// The key of one unit of a member: everything that determines its rows. `roots` are the whole tables by port.
-    pub(crate) fn key(&self, member: &Member, subject: &Subject<'_>, roots: &[(&str, Hash)]) -> Hash {
+    fn key(&self, member: &Member, subject: &Subject<'_>, roots: &[(&str, Hash)]) -> Hash {
         let mut key = Fingerprint::new();
         key.text("unit").hash(&self.stages[member.stage].fingerprint);
         for stage in &member.chain {

@@ -9,6 +9,7 @@
 //! What nothing needs any more goes by [`Store::gc`] alone, in the other order: manifest first, then files.
 
 mod blobs;
+mod costs;
 mod fail;
 mod gc;
 mod lineage;
@@ -30,6 +31,7 @@ use arrow::record_batch::RecordBatch;
 use rusqlite::Connection;
 
 pub use blobs::Blobs;
+pub use costs::Cost;
 pub use fail::{FAIL_POINTS, abort_at};
 pub use gc::{Freed, Garbage};
 pub use lineage::{MadeBy, PublishedRow, Seen, Sizes};

@@ -81,6 +81,13 @@ impl Store {
         Ok(hash)
     }
 
+    /// The content of a file as it stands, if that is known without reading it.
+    pub(crate) fn remembered_hash(&self, path: &Path) -> Result<Option<Hash>> {
+        let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
+        let key = absolute(path).map_err(Error::io("find", path))?;
+        self.seen_hash(key.as_os_str().as_bytes(), Stamp::of(&metadata))
+    }
+
     fn seen_hash(&self, path: &[u8], stamp: Stamp) -> Result<Option<Hash>> {
         let unsaved = self.seen.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seen) = unsaved.iter().find(|seen| seen.path == path && seen.stamp == stamp) {

@@ -1,6 +1,7 @@
 //! The engine with toy stages over text files: no video, no model.
 
 mod contract;
+mod explaining;
 mod failures;
 mod incremental;
 mod interrupted;

@@ -70,13 +70,13 @@ fn override_runtime(plan: &mut Plan, args: &RunArgs) {
 }
 
 /// All missing files at once, before anything runs.
-fn require_files(plan: &Plan) -> miette::Result<()> {
+pub(super) fn require_files(plan: &Plan) -> miette::Result<()> {
     let missing: Vec<String> = loading::missing(plan).iter().map(ToString::to_string).collect();
     if missing.is_empty() { Ok(()) } else { Err(miette!("{}", missing.join("\n"))) }
 }
 
 /// Names the numbers that the device gives, for the fingerprints. A plan without device stages opens no device.
-fn numeric_class(plan: &Plan) -> miette::Result<String> {
+pub(super) fn numeric_class(plan: &Plan) -> miette::Result<String> {
     if plan.stages.iter().all(|stage| stage.needs != Needs::Device) {
         return Ok(String::new());
     }
