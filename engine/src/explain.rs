@@ -273,7 +273,7 @@ impl Walk<'_> {
                     None => {
                         let first = key.is_none_or(|key| running.insert(*key));
                         if first {
-                            self.to_run(member, unit, key.is_some());
+                            self.will_run(member, unit, key.is_some());
                             through.extend(member.chain.iter().copied());
                         } else {
                             self.stages[member.stage].known += 1;
@@ -503,7 +503,7 @@ impl Walk<'_> {
         }
     }
 
-    fn to_run(&mut self, member: &Member, unit: &Unit, sure: bool) {
+    fn will_run(&mut self, member: &Member, unit: &Unit, sure: bool) {
         let id = self.graph.id_after(&member.chain, &unit.item.id);
         let why = self.why(member, unit, &id);
         let stage = &mut self.stages[member.stage];
@@ -584,7 +584,7 @@ impl Walk<'_> {
         stages.sort();
         for id in stages {
             let published = &self.before.stages[id];
-            let mut rows: Vec<(&Arc<str>, &(Hash, Option<Arc<str>>))> = published.rows.iter().collect();
+            let mut rows: Vec<_> = published.rows.iter().collect();
             rows.sort();
             let Some(stage) = plan.index_of(id).filter(|stage| !plan.stages[*stage].transient) else {
                 if plan.index_of(id).is_none() && plan.partial {

@@ -167,3 +167,23 @@ fn a_plan_says_it_where_it_is_not_the_default() {
         assert_eq!(plan.contains(&format!("on_change = \"{word}\"")), said, "{plan}");
     }
 }
+
+#[test]
+fn an_explanation_knows_what_is_held_and_what_trained_on() {
+    use vw2_engine::explain::{Options, explain};
+    use vw2_engine::store::Store;
+    for (on_change, trains) in [("hold", 0), ("warm", 1)] {
+        let project = training(on_change);
+        let told = |project: &Project| {
+            let store = Store::open_read(project.path("store")).unwrap();
+            let told = explain(&project.plan(&[]), Some(&store), &Options::default()).unwrap();
+            ["model", "after"].map(|stage| told.stage(stage).unwrap().to_run)
+        };
+        project.run();
+        assert_eq!(told(&project), [0, 0], "{on_change}");
+        project.write("b", "two");
+        assert_eq!(told(&project), [trains, trains], "{on_change}");
+        project.run();
+        assert_eq!(told(&project), [0, 0], "{on_change}: after the run");
+    }
+}
