@@ -2,16 +2,14 @@
 
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
+use vw2_kernels::Sight;
 
 use super::config::ArConfig;
 use super::layers::{Attention, Embedding, Memory, Mlp, positions};
 use crate::nn::{Init, Linear, RmsNorm, Rotary};
 use crate::weights::{self, Named, Names, Visitor, Weights};
 use crate::{Error, Result};
-
-/// A score that softmax turns into exactly 0, and that is finite: a row of nothing else stays a number.
-const NEVER: f32 = -1e9;
 
 /// The decoder over ids.
 #[derive(Module, Debug)]
@@ -117,8 +115,8 @@ impl Ar {
         let [_, length, _] = x.dims();
         let device = x.device();
         let rotary = positions(&self.config, 0, length, &device);
-        let bias = causal_bias(length, mask, &device);
-        let x = self.model.layers.iter().fold(x, |x, layer| layer.forward(x, &rotary, Some(&bias)));
+        let sight = causal_sight(mask);
+        let x = self.model.layers.iter().fold(x, |x, layer| layer.forward(x, &rotary, &sight));
         self.model.norm.forward(x)
     }
 
@@ -143,12 +141,10 @@ impl Ar {
         }
         let device = x.device();
         let rotary = positions(&self.config, cache.seen, length, &device);
-        // One new position sees everything. Several must not see each other's future.
-        let bias = (length > 1).then(|| bias_after(cache.seen, length, &device));
         let mut x = x;
         for (layer, memory) in self.model.layers.iter().zip(&mut cache.layers) {
             let normed = layer.input_layernorm.forward(x.clone());
-            let attended = layer.self_attn.extend(normed, &rotary, bias.as_ref(), memory, cache.seen);
+            let attended = layer.self_attn.extend(normed, &rotary, memory, cache.seen);
             x = layer.feed(x + attended);
         }
         cache.seen += length;
@@ -168,8 +164,8 @@ impl Named for Ar {
 }
 
 impl Layer {
-    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, bias: Option<&Tensor<5>>) -> Tensor<3> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rotary, bias);
+    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, sight: &Sight) -> Tensor<3> {
+        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rotary, sight);
         self.feed(x + attended)
     }
 
@@ -188,25 +184,9 @@ impl Named for Layer {
     }
 }
 
-/// What is added to attention scores: 0 where a position may look, a very low score where not. [1 or B, 1, 1, T, T].
-pub fn causal_bias(length: usize, mask: Option<Tensor<2, Int>>, device: &Device) -> Tensor<5> {
-    let causal = bias_after(0, length, device);
-    match mask {
-        None => causal,
-        Some(mask) => {
-            let [b, _] = mask.dims();
-            let padding = mask.equal_elem(0).float().mul_scalar(NEVER).reshape([b, 1, 1, 1, length]);
-            causal + padding
-        }
-    }
-}
-
-/// The causal bias of `length` positions after `seen` others: [1, 1, 1, length, seen + length].
-fn bias_after(seen: usize, length: usize, device: &Device) -> Tensor<5> {
-    let all = seen + length;
-    // Burn's masks are true where a value is to be replaced: here above the diagonal.
-    let future = Tensor::<2, Bool>::tril_mask([length, all], seen as i64, device);
-    future.float().mul_scalar(NEVER).reshape([1, 1, 1, length, all])
+/// Every position looks back, and at no padding: `mask` [B, T] is 0 there.
+pub fn causal_sight(mask: Option<Tensor<2, Int>>) -> Sight {
+    Sight { real: mask.map(Tensor::float), ..Sight::causal() }
 }
 
 /// Mean cross-entropy of the next id, as published: logits [B, T, V] at t are judged by the label at t + 1.

@@ -1,7 +1,6 @@
-//! Parts that the models share: initial values, linear maps, norms, causal convolution, attention, rotary positions, a tap
+//! Parts that the models share: initial values, linear maps, norms, causal convolution, rotary positions, a tap
 //! to look inside.
 
-pub mod attention;
 pub mod causal_conv3d;
 pub mod init;
 pub mod linear;
@@ -9,7 +8,6 @@ pub mod norm;
 pub mod rotary;
 pub mod tap;
 
-pub use attention::{attend, attend_beside_zeros};
 pub use causal_conv3d::{CausalConv3d, convolve};
 pub use init::Init;
 pub use linear::Linear;
