@@ -9,7 +9,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{DType, FloatDType, Int, IntDType, Tensor, TensorData};
+use burn::tensor::{FloatDType, Int, IntDType, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::simd::{LANES, exp2, total, wide};
@@ -365,7 +365,7 @@ mod reference {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use burn::tensor::{DType, Device};
 
     use super::*;
 

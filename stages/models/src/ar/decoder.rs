@@ -1,7 +1,6 @@
 //! The decoder: layers, norm and head; its loss; its cache of keys and values.
 
 use burn::module::Module;
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
 use vw2_kernels::Sight;
 
@@ -186,7 +185,7 @@ impl Named for Layer {
 
 /// Every position looks back, and at no padding: `mask` [B, T] is 0 there.
 pub fn causal_sight(mask: Option<Tensor<2, Int>>) -> Sight {
-    Sight { real: mask.map(Tensor::float), ..Sight::causal() }
+    Sight { real: mask.map(|mask| mask.float()), ..Sight::causal() }
 }
 
 /// Mean cross-entropy of the next id, as published: logits [B, T, V] at t are judged by the label at t + 1.
@@ -199,13 +198,9 @@ pub fn next_id_loss(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
 /// As [`next_id_loss`], where each label stands at the position that predicts it.
 pub fn cross_entropy(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
     let [b, t, vocab] = logits.dims();
-    let scores = log_softmax(logits.reshape([b * t, vocab]), 1);
-    let labels = labels.reshape([b * t, 1]);
-    let ignored = labels.clone().lower_elem(0);
-    let judged = ignored.clone().bool_not().float(); // [B T, 1]
-    let picked = scores.gather(1, labels.mask_fill(ignored, 0)); // [B T, 1]
-    let count = judged.clone().sum().clamp_min(1.0);
-    -(picked * judged).sum() / count
+    let labels = labels.reshape([b * t]);
+    let count = labels.clone().greater_equal_elem(0).float().sum().clamp_min(1.0);
+    vw2_kernels::cross_entropy(logits.reshape([b * t, vocab]), labels).sum() / count
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use half::bf16;
 use vw2_kernels::{Sight, attention};
 
 use super::config::DitConfig;
-use crate::nn::{Init, Linear, RmsNorm, Rotary, Tap, standardise};
+use crate::nn::{Init, Linear, RmsNorm, Rotary, Tap};
 use crate::weights::{Named, Names, Visitor};
 
 /// Epsilon of every norm of the network.
@@ -149,7 +149,7 @@ impl Named for Modulation {
 
 /// `norm(x) (1 + scale) + shift`, where the norm has no gain of its own.
 pub(crate) fn modulate(x: Tensor<4>, shift: Tensor<4>, scale: Tensor<4>) -> Tensor<4> {
-    standardise(x, EPS) * (scale + 1.0) + shift
+    vw2_kernels::modulate(x, shift, scale, EPS)
 }
 
 /// Attention with normed queries and keys: of tokens to each other, or to a context.

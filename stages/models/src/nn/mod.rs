@@ -11,6 +11,6 @@ pub mod tap;
 pub use causal_conv3d::{CausalConv3d, convolve};
 pub use init::Init;
 pub use linear::Linear;
-pub use norm::{LayerNorm, RmsNorm, standardise};
+pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::Rotary;
 pub use tap::Tap;

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::silu;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Tensor, module};
+use vw2_kernels::{Sight, attention};
 
 use super::stream::{Stream, causal, zero_frames};
 use crate::nn::causal_conv3d::{Steps, double_space};
