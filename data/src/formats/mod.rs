@@ -8,6 +8,8 @@ pub mod code_dataset;
 
 pub mod latent_code_infos;
 
+pub mod metrics;
+
 pub mod negative_embedding;
 
 pub mod torch;

@@ -27,6 +27,11 @@ impl<'a> ClipReader<'a> {
         Ok(reader)
     }
 
+    /// What a row is called.
+    pub(crate) fn id(&self, index: usize) -> &str {
+        self.table.id(index)
+    }
+
     /// One clip, u8 RGB [T, H, W, 3].
     pub(crate) fn clip(&mut self, index: usize) -> Result<Arc<[u8]>, StageError> {
         if let Some(pixels) = self.kept.get(&index) {
