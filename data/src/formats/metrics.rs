@@ -37,7 +37,14 @@ pub fn table(columns: &[Column<'_>]) -> RecordBatch {
 /// # Errors
 /// Parquet refuses the columns, as where two have one name.
 pub fn to_bytes(columns: &[Column<'_>]) -> Result<Vec<u8>> {
-    let table = table(columns);
+    batch_to_bytes(&table(columns))
+}
+
+/// Any table as a Parquet file.
+///
+/// # Errors
+/// As [`to_bytes`].
+pub fn batch_to_bytes(table: &RecordBatch) -> Result<Vec<u8>> {
     let properties = WriterProperties::builder()
         .set_created_by("vw2-pipe".into())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -45,7 +52,7 @@ pub fn to_bytes(columns: &[Column<'_>]) -> Result<Vec<u8>> {
     let failed = |source: ParquetError| Error::Parquet { file: "metrics".into(), source };
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, table.schema(), Some(properties)).map_err(failed)?;
-    writer.write(&table).map_err(failed)?;
+    writer.write(table).map_err(failed)?;
     writer.close().map_err(failed)?;
     Ok(bytes)
 }

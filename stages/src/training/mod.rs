@@ -25,7 +25,7 @@ mod publish;
 
 mod plot;
 
-pub(crate) use clips::{ClipReader, held_out};
+pub(crate) use clips::{ClipReader, held_out, is_held_out};
 pub(crate) use held_out::HeldOut;
 pub(crate) use listening::Listening;
 pub(crate) use optimizer::OptimizerParams;
