@@ -21,6 +21,7 @@ pub mod checkpoint;
 pub mod ema;
 mod grads;
 mod groups;
+pub mod jitter;
 mod log;
 pub mod losses;
 pub mod metrics;
