@@ -29,6 +29,8 @@ pub mod train_dldm;
 
 pub mod train_dit;
 
+pub mod train_joint;
+
 pub mod train_ar;
 
 pub mod rollout;
@@ -37,8 +39,12 @@ pub mod evaluate;
 
 pub mod report;
 
+mod autoregressor;
+mod baselines;
 mod diffusion;
+mod flow;
 mod model_file;
+mod scenes;
 mod source;
 mod training;
 
@@ -54,6 +60,7 @@ pub static STAGES: &[StageKind] = &[
     StageKind::of::<train_vae::TrainVae>(),
     StageKind::of::<train_dldm::TrainDldm>(),
     StageKind::of::<train_dit::TrainDit>(),
+    StageKind::of::<train_joint::TrainJoint>(),
     StageKind::of::<train_ar::TrainAr>(),
     StageKind::of::<rollout::Rollout>(),
     StageKind::of::<evaluate::Evaluate>(),

@@ -2,6 +2,7 @@
 //! to look inside.
 
 pub mod causal_conv3d;
+pub mod cost;
 pub mod init;
 pub mod linear;
 pub mod norm;

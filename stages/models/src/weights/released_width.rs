@@ -217,6 +217,6 @@ fn a_copy_of_a_released_model_loads_without_guessing() {
     let copy = Conversion::new(&weights, "", None).unwrap();
     copy.write(&mut File::create(&path).unwrap(), &path, |_| {}).unwrap();
     let copy = Weights::open(&path).unwrap();
-    assert_eq!(config_of::<VaeConfig>(&copy).unwrap(), Some(VaeConfig::preset("released").unwrap()));
+    assert_eq!(config_of::<VaeConfig>(&copy, "vae").unwrap(), Some(VaeConfig::preset("released").unwrap()));
     assert!(fits(&copy).unwrap()[0].fits());
 }
