@@ -5,10 +5,13 @@
 //! truth; another device has to give the same within the row's tolerance.
 //!
 //! Not here: models, files, columns, threads of our own. The default build knows the CPU only and contains no CubeCL; the
-//! feature `wgpu` adds GPUs through WGSL.
+//! feature `wgpu` adds GPUs through WGSL, `cuda` those of NVIDIA through CUDA C++.
 
 pub mod device;
 pub mod ops;
+
+#[cfg(feature = "cube")]
+pub mod launches;
 
 #[cfg(test)]
 mod check;
