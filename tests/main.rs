@@ -21,6 +21,8 @@ mod lying_media;
 mod repository;
 mod rollout;
 
+mod training;
+
 mod layers;
 
 mod tidy;

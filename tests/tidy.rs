@@ -70,14 +70,8 @@ const HOT_WORDS: &[(&str, &str)] = &[
 /// Where such a word may stand, and why.
 const HOT_EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("stages/models/src/dldm/blocks.rs", "square().mean_dim(", "the per-frame norm has no kernel yet"),
-    ("stages/models/src/nn/attention.rs", "softmax(", "attention has no kernel yet"),
     ("stages/models/src/nn/causal_conv3d.rs", "module::conv", "convolution has no kernel yet"),
-    ("stages/models/src/nn/norm.rs", "square().mean_dim(", "norms have no kernel yet"),
     ("stages/models/src/vae/layers.rs", "module::conv", "convolution has no kernel yet"),
-    ("stages/models/src/vae/layers.rs", "square().mean_dim(", "norms have no kernel yet"),
-    ("stages/models/src/ar/layers.rs", "softmax(", "attention has no kernel yet"),
-    ("stages/models/src/ar/decoder.rs", "softmax(", "cross-entropy has no kernel yet"),
-    ("stages/models/src/dldm/qformer.rs", "softmax(", "attention has no kernel yet"),
 ];
 
 #[test]

@@ -8,7 +8,9 @@
 //! feature `wgpu` adds GPUs through WGSL, `cuda` those of NVIDIA through CUDA C++.
 
 pub mod device;
+mod matrix;
 pub mod ops;
+mod simd;
 
 #[cfg(feature = "cube")]
 pub mod launches;
@@ -19,14 +21,25 @@ mod check;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 pub use device::{DeviceError, available, numeric_class, parse};
+pub use ops::adamw::{AdamWStep, Stepped, adamw, squares};
+pub use ops::attention::{Order, Sight, attention};
+pub use ops::cross_entropy::cross_entropy;
 pub use ops::fsq::{fsq, fsq_bound, fsq_codes_to_indices, fsq_dequantise, fsq_indices};
+pub use ops::norm::{layer_norm, modulate, rms_norm};
 pub use ops::picture::{
     Filter, Layout, Matrix, Picture, PictureError, Range, Resize, Rounding, denormalise, normalise, picture_to_levels,
     picture_to_rgb, rgb_resize,
 };
 
 /// All kernels, in the order of the data's way.
-pub static KERNELS: &[Kernel] = &[ops::picture::KERNEL, ops::fsq::KERNEL];
+pub static KERNELS: &[Kernel] = &[
+    ops::picture::KERNEL,
+    ops::fsq::KERNEL,
+    ops::attention::KERNEL,
+    ops::adamw::KERNEL,
+    ops::cross_entropy::KERNEL,
+    ops::norm::KERNEL,
+];
 
 /// One kernel, with all that its tests and benches need.
 pub struct Kernel {

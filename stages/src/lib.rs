@@ -37,8 +37,11 @@ pub mod evaluate;
 
 pub mod report;
 
+mod autoregressor;
+mod baselines;
 mod diffusion;
 mod model_file;
+mod scenes;
 mod source;
 mod training;
 

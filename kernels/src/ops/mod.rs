@@ -1,6 +1,10 @@
 //! One file or folder per kernel.
 
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
 pub mod fsq;
+pub mod norm;
 pub mod picture;
 
 /// Seeded draws for inputs of tests and benches: a 64-bit SplitMix generator, small and the same everywhere.
