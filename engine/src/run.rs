@@ -41,9 +41,9 @@ pub struct Options {
     pub threads: usize,
     /// Only the first so many files of each source, by id.
     pub limit: Option<usize>,
-    /// Overrides the pipeline's `runtime.device`.
-    pub device: Option<String>,
-    /// The class of arithmetic that the device has (`flex-f32`); part of the keys of stages that need a device.
+    /// One thread each computes on these; a name may stand here twice. None: the pipeline's `runtime.device`.
+    pub devices: Vec<String>,
+    /// The class of arithmetic that all devices have (`flex-f32`); part of the keys of stages that need a device.
     pub numeric: String,
     pub cancel: Cancel,
     pub progress: Progress,
@@ -56,7 +56,7 @@ impl Options {
             workers: runtime.workers,
             threads: runtime.threads,
             limit: None,
-            device: None,
+            devices: Vec::new(),
             numeric: String::new(),
             cancel: Cancel::new(),
             progress: Progress::new(),
@@ -99,7 +99,7 @@ fn session(
     let (fingerprints, stages) = record(plan, &options.numeric, &mut |path| store.file_hash(path))?;
     let settings = json!({
         "workers": options.workers, "threads": options.threads, "limit": options.limit,
-        "device": device(plan, options), "numeric": options.numeric, "memory": plan.runtime.memory,
+        "device": plan.runtime.device, "devices": devices(plan, options), "numeric": options.numeric, "memory": plan.runtime.memory,
         "stages": stages, "watch": watch.is_some(),
     });
     let run = store.begin_run(&plan.name, &settings.to_string())?;
@@ -118,8 +118,8 @@ fn session(
     result
 }
 
-fn device<'a>(plan: &'a Plan, options: &'a Options) -> &'a str {
-    options.device.as_deref().unwrap_or(&plan.runtime.device)
+fn devices(plan: &Plan, options: &Options) -> Vec<String> {
+    if options.devices.is_empty() { vec![plan.runtime.device.clone()] } else { options.devices.clone() }
 }
 
 fn reconcile(
@@ -146,7 +146,7 @@ fn reconcile(
         commits,
         cancel: options.cancel.child(),
         progress: options.progress.clone(),
-        device: device(plan, options).to_owned(),
+        devices: devices(plan, options),
         memory_bytes: plan.runtime.memory,
         scanned: Mutex::default(),
         passing: Mutex::default(),

@@ -5,13 +5,16 @@
 //! truth; another device has to give the same within the row's tolerance.
 //!
 //! Not here: models, files, columns, threads of our own. The default build knows the CPU only and contains no CubeCL; the
-//! feature `wgpu` adds GPUs through WGSL.
+//! feature `wgpu` adds GPUs through WGSL, `cuda` those of NVIDIA through CUDA C++.
 
 pub mod device;
 mod heads;
 mod matrix;
 pub mod ops;
 mod simd;
+
+#[cfg(feature = "cube")]
+pub mod launches;
 
 #[cfg(test)]
 mod check;

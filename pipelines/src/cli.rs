@@ -43,6 +43,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     Plan(PlanArgs),
     Stages(StagesArgs),
+    Devices(DevicesArgs),
     Status(StatusArgs),
     Quarantine(QuarantineArgs),
     Gc(GcArgs),
@@ -69,7 +70,7 @@ pub(crate) struct RunArgs {
     /// Take only the first N files of each source, in the order of their names
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) limit: Option<usize>,
-    /// Where to compute: auto, cpu, cuda:0 or wgpu:0; overrides `runtime.device`
+    /// Where to compute: auto, cpu, cuda:0, wgpu:0, or several: cuda:0,cuda:1 or cuda:*; overrides `runtime.device`
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
     /// Folder of the store; overrides `runtime.store`
@@ -124,6 +125,20 @@ pub(crate) struct StagesArgs {
     /// The stage kind
     #[arg(value_name = "KIND", value_parser = PossibleValuesParser::new(STAGES.iter().map(|kind| kind.kind)))]
     pub(crate) kind: Option<String>,
+}
+
+/// List the devices of this machine: memory, and the best rates that a second of trying shows
+///
+/// A device that is listed can be named by `--device`. `auto` takes the first that is no CPU and no software renderer.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe devices
+  vw2-pipe devices --json")]
+pub(crate) struct DevicesArgs {
+    /// Print exactly one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Show what a store holds: its size, last runs, published rows, quarantined units with their reasons
@@ -411,8 +426,9 @@ mod tests {
             (words.next()? == "run").then_some(())?;
             let words: Vec<&str> = words.collect();
             let dashes = words.iter().position(|w| *w == "--")?;
-            let plain =
-                words[..dashes].iter().all(|w| matches!(*w, "-q" | "--quiet" | "--release" | "--features" | "wgpu"));
+            let plain = words[..dashes]
+                .iter()
+                .all(|w| matches!(*w, "-q" | "--quiet" | "--release" | "--features" | "wgpu" | "cuda"));
             return plain.then(|| until_shell_syntax(words[dashes + 1..].iter().copied()));
         }
         (program.rsplit('/').next() == Some("vw2-pipe")).then(|| until_shell_syntax(words))

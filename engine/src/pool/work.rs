@@ -152,7 +152,7 @@ impl Job {
         Ok(())
     }
 
-    /// Runs the stored stage itself, here or on the device thread.
+    /// Runs the stored stage itself, here or on a device thread.
     fn finish(
         &self,
         shared: &Arc<Shared>,

@@ -31,7 +31,8 @@ pub(crate) struct Shared {
     /// The caller's request to stop, or a failure's.
     pub(crate) cancel: Cancel,
     pub(crate) progress: Progress,
-    pub(crate) device: String,
+    /// At least one; each has a thread of its own.
+    pub(crate) devices: Vec<String>,
     pub(crate) memory_bytes: u64,
     /// The content of each source file as it was scanned.
     pub(crate) scanned: Mutex<HashMap<Arc<str>, Hash>>,
@@ -58,9 +59,10 @@ impl Shared {
         self.cancel.is_cancelled()
     }
 
-    pub(crate) fn context(&self, stage: &RunStage) -> Context {
+    /// For an operator that is opened by the thread of this device; a pool thread names the first and uses none.
+    pub(crate) fn context(&self, stage: &RunStage, device: usize) -> Context {
         Context {
-            device: self.device.clone(),
+            device: self.devices[device].clone(),
             memory_bytes: self.memory_bytes,
             blobs: self.store.blobs(),
             scratch: self.store.scratch(),

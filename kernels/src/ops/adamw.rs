@@ -98,7 +98,7 @@ impl Factors {
 /// The op on each backend: flat f32 tensors.
 ///
 /// `squares` yields partial sums in f32 whose sum is the tensor's; each has few enough terms to be as good as f64.
-#[backend_extension(Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Cube: cfg(feature = "cube"), Flex)]
 trait AdamWOps: Backend {
     fn adamw(
         parameter: FloatTensor<Self>,
@@ -174,7 +174,7 @@ wide! {
     }
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube {
     use burn::backend::tensor::FloatTensor;
     use burn::tensor::{DType, Shape};

@@ -30,7 +30,7 @@ pub fn gated(x: Tensor<4>, y: Tensor<4>, gate: Tensor<4>) -> Tensor<4> {
 
 /// The op on each backend: f32, shapes as in the module's head. `gated_backward` yields the gradients of y and gate; that of
 /// x is the result's.
-#[backend_extension(Autodiff, Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Autodiff, Cube: cfg(feature = "cube"), Flex)]
 trait GateOps: Backend {
     fn gated(x: FloatTensor<Self>, y: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self>;
     fn gated_backward(
@@ -140,7 +140,7 @@ impl<B: GateOps, C: CheckpointStrategy> GateOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube {
     use burn::backend::TensorMetadata;
     use burn::backend::tensor::FloatTensor;

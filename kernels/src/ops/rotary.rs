@@ -39,7 +39,7 @@ enum Way {
 }
 
 /// The op on each backend: f32, shapes as in the module's head.
-#[backend_extension(Autodiff, Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Autodiff, Cube: cfg(feature = "cube"), Flex)]
 trait RotaryOps: Backend {
     fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, way: Way) -> FloatTensor<Self>;
 }
@@ -120,7 +120,7 @@ impl<B: RotaryOps, C: CheckpointStrategy> RotaryOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube {
     use burn::backend::TensorMetadata;
     use burn::backend::tensor::FloatTensor;

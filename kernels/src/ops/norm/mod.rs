@@ -5,7 +5,7 @@
 //! Source: Ba et al. 2016, arXiv 1607.06450; Zhang and Sennrich 2019, arXiv 1910.07467; Peebles and Xie 2022, arXiv
 //!         2212.09748, whose modulation is a norm with gain and bias of each frame.
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube;
 mod flex;
 mod reference;
@@ -69,7 +69,7 @@ struct Form {
 ///
 /// `norm` also yields each row's mean (0 where it is not taken away) and the reciprocal of its deviation, [R] each.
 /// `norm_backward` yields the gradients of x, gain and bias.
-#[backend_extension(Autodiff, Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Autodiff, Cube: cfg(feature = "cube"), Flex)]
 trait NormOps: Backend {
     fn norm(
         x: FloatTensor<Self>,

@@ -129,7 +129,8 @@ impl Grads {
                 count += 1;
             }
             let length = values.len();
-            *grad = Grad::new(Tensor::from_data(TensorData::new(values, [length]), &device));
+            grad.values = Tensor::from_data(TensorData::new(values, [length]), &device);
+            grad.squares = OnceCell::new();
         }
         count
     }
