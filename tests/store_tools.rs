@@ -145,7 +145,7 @@ fn units_in_quarantine_are_listed_and_tried_again_when_asked() {
     fs::copy(project.path("videos/short.mp4"), project.path("videos/copy.mp4")).unwrap();
     assert_eq!(project.run(&only).executed(), "");
     let retry = project.vw2(&["quarantine", "--retry", "short.mp4"]).stdout;
-    let (_, others) = retry.split_once("rejected with the same words:\n").unwrap();
+    let (_, others) = retry.split_once("which share their verdict:\n").unwrap();
     assert!(others.contains("videos/copy.mp4: ") && !others.contains("empty.mp4"), "{retry}");
 
     fails(&project.vw2(&["quarantine", "shrt.mp4"]), "no stage `shrt.mp4` has units in quarantine");

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{
-    Context, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError, StageKind,
+    Context, InputFile, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError, StageKind,
     Table, Unit,
 };
 
@@ -230,19 +230,24 @@ toy! { Count = "count": &[Port::row("lines", &LINES)] => &COUNTS;
     }
 }
 
-/// A line twice, on the device; its result shows whether a companion leaked into it.
+/// A line twice, on the device; its result shows whether a companion leaked into it. Ends in what the file `weights` says.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Twice {}
+struct Twice {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weights: Option<InputFile>,
+}
 
-struct TwiceOperator;
+struct TwiceOperator {
+    weights: String,
+}
 
 impl Operator for TwiceOperator {
     fn process(&mut self, units: &[Unit], out: &mut Output) -> Result<(), StageError> {
         let lines: Vec<String> = units.iter().map(|unit| text(unit.row("lines")).to_owned()).collect();
         for (unit, line) in units.iter().zip(lines) {
             if no_trouble(unit, &line, out)? {
-                out.push(unit, "", text_row(&format!("{line} {line} {}", unit.seed())));
+                out.push(unit, "", text_row(&format!("{line} {line} {}{}", unit.seed(), self.weights)));
             }
         }
         Ok(())
@@ -254,7 +259,8 @@ toy! { Twice = "twice": &[Port::row("lines", &LINES)] => &LINES;
         Needs::Device
     }
     fn open(&self, _: &Context) -> Result<Box<dyn Operator>, StageError> {
-        Ok(Box::new(TwiceOperator))
+        let weights = self.weights.as_ref().map(|file| std::fs::read_to_string(&file.0)).transpose()?;
+        Ok(Box::new(TwiceOperator { weights: weights.unwrap_or_default() }))
     }
 }
 

@@ -40,8 +40,8 @@ fn after_gc_a_run_executes_nothing_that_it_would_not_have_executed_before() {
     for keep_runs in 0..4 {
         let project = edited();
         let before = project.result();
-        let said = project.store().garbage(keep_runs).unwrap();
-        assert_eq!(project.store().gc(keep_runs).unwrap(), said);
+        let said = project.store().garbage(keep_runs, &[]).unwrap();
+        assert_eq!(project.store().gc(keep_runs, &[]).unwrap(), said);
         assert_eq!(said.is_empty(), keep_runs >= 2, "{keep_runs}: {said:?}");
         let report = project.run();
         assert_eq!((executed(&report), project.result()), (vec![], before), "keep {keep_runs}");
@@ -60,14 +60,14 @@ fn a_crash_at_any_durable_write_of_gc_leaves_a_store_that_runs_as_before() {
     if let (Ok(dir), Ok(nth)) = (std::env::var("TOY_DIR"), std::env::var("TOY_ABORT_AT")) {
         let store = Store::open_existing(Path::new(&dir).join("store")).unwrap();
         abort_at(nth.parse().unwrap());
-        store.gc(0).unwrap();
+        store.gc(0, &[]).unwrap();
         return;
     }
     let project = edited();
     ["orphan", "another"].iter().for_each(|text| _ = project.store().blobs().put(text.as_bytes()).unwrap());
     let before = project.result();
     std::fs::write(project.path("store/blobs/tmp/stale"), "half").unwrap();
-    let garbage = Store::open_still(project.path("store")).unwrap().garbage(0).unwrap();
+    let garbage = Store::open_still(project.path("store")).unwrap().garbage(0, &[]).unwrap();
     assert!(garbage.results > 5 && garbage.blobs.count == 3 && garbage.stale.count == 1, "{garbage:?}");
     let deaths = (1..)
         .take_while(|nth| {
@@ -82,8 +82,8 @@ fn a_crash_at_any_durable_write_of_gc_leaves_a_store_that_runs_as_before() {
             let store = copied.store();
             let damages = store.verify(None, 0, &mut |_, _| {}).unwrap().damages;
             assert!(damages.iter().all(|damage| damage.reason == "it is not there"), "death {nth}: {damages:#?}");
-            store.gc(0).unwrap();
-            assert!(store.garbage(0).unwrap().is_empty(), "death {nth}");
+            store.gc(0, &[]).unwrap();
+            assert!(store.garbage(0, &[]).unwrap().is_empty(), "death {nth}");
             drop(store);
             let report = copied.run();
             assert_eq!(executed(&report), [], "death {nth}");
