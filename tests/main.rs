@@ -28,4 +28,6 @@ mod rollout;
 
 mod layers;
 
+mod outputs;
+
 mod tidy;

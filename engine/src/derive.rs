@@ -123,6 +123,8 @@ struct Waiter {
     item: Item,
     member: usize,
     sign: isize,
+    /// The key under which the next run finds the verdict, if it is one.
+    verdict: Hash,
 }
 
 /// Adds the waiter to those for whom a unit's result is there.
@@ -150,7 +152,9 @@ impl GroupState {
             };
             let mut wanted = Vec::new();
             for (member, key) in keys.into_iter().enumerate() {
-                let waiter = Waiter { capability: capability.clone(), item: work.item.clone(), member, sign };
+                // Where a warm training ends in a verdict, nothing is published any more.
+                let verdict = warm.map_or(key, |warm| result_key(&warm.base, std::iter::empty()));
+                let waiter = Waiter { capability: capability.clone(), item: work.item.clone(), member, sign, verdict };
                 self.count(member, |counters| {
                     counters.total.fetch_add(sign.max(0) as u64, Relaxed);
                 });
@@ -159,13 +163,13 @@ impl GroupState {
                         Known::Awaited(waiters) => waiters.push(waiter),
                         Known::Settled(settled) => {
                             let settled = settled.clone();
-                            self.settle(&key, &settled, waiter, true, yields);
+                            self.settle(&settled, waiter, true, yields);
                         }
                         Known::Passing { fault, live, until } => {
                             let fault = fault.clone();
                             if sign < 0 || waiter.capability.time() <= until {
                                 count_live(live, &waiter);
-                                self.settle(&key, &fault, waiter, true, yields);
+                                self.settle(&fault, waiter, true, yields);
                                 continue;
                             }
                             let live = std::mem::take(live);
@@ -173,7 +177,7 @@ impl GroupState {
                             let mut waiters: Vec<Waiter> = again.collect();
                             for waiter in &waiters {
                                 let before = Waiter { sign: -waiter.sign, ..waiter.clone() };
-                                self.settle(&key, &fault, before, true, yields);
+                                self.settle(&fault, before, true, yields);
                             }
                             waiters.push(waiter);
                             self.known.insert(key, Known::Awaited(waiters));
@@ -215,7 +219,7 @@ impl GroupState {
             }
             for (index, waiter) in waiters.into_iter().enumerate() {
                 // The first one is who it was computed for.
-                self.settle(&key, &settled, waiter, index > 0, yields);
+                self.settle(&settled, waiter, index > 0, yields);
             }
         }
     }
@@ -238,8 +242,8 @@ impl GroupState {
         }
     }
 
-    fn settle(&self, key: &Hash, settled: &Settled, waiter: Waiter, reused: bool, yields: &mut Yields) {
-        let Waiter { capability, item, member, sign } = waiter;
+    fn settle(&self, settled: &Settled, waiter: Waiter, reused: bool, yields: &mut Yields) {
+        let Waiter { capability, item, member, sign, verdict } = waiter;
         self.count(member, |counters| counters.settled(sign.max(0) as u64));
         let graph = &self.shared.graph;
         let member = &graph.groups[self.group].members[member];
@@ -266,7 +270,7 @@ impl GroupState {
                 let unit = graph.id_after(&member.chain[..depth.unwrap_or(member.chain.len())], &item.id);
                 let quarantined = &graph.stages[at].counters.quarantined;
                 quarantined.fetch_add(u64::from(sign > 0), Relaxed);
-                let key = (*class == Class::Bad).then_some(*key);
+                let key = (*class == Class::Bad).then_some(verdict);
                 let fault = Fault { unit, path: item.origin.clone(), class: *class, reason: reason.clone(), key };
                 rows.push((Yield::Fault { stage: at as u32, fault }, sign));
             }

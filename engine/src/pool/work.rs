@@ -347,8 +347,7 @@ impl Answer {
             run: shared.run,
         });
         // Known once more by what came out: that is how the next run sees what its published checkpoint was made of.
-        let trained = finished.as_ref().filter(|finished| matches!(finished.memo, Memo::Rows(_)));
-        let again = trained.zip(warm).map(|(finished, warm)| Finished {
+        let again = finished.as_ref().zip(warm).map(|(finished, warm)| Finished {
             key: result_key(&warm.base, finished.memo.contents()),
             payloads: Vec::new(),
             ..finished.clone()

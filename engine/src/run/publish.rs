@@ -10,7 +10,7 @@ use crate::run::dataflow::Found;
 use crate::run::published::is_kept;
 use crate::run::shared::Shared;
 use crate::spec::MaxQuarantined;
-use crate::store::{Quarantined, Row, RowName, Store, place};
+use crate::store::{Quarantined, Row, RowName, Store, place, take_back};
 
 /// What is published, as this run leaves it after each ingest.
 pub(crate) struct Publisher<'a> {
@@ -127,7 +127,11 @@ impl<'a> Publisher<'a> {
             let placed = place(self.store, &self.plan.name, &stage.id, placement, &files(&stage.id, rows)?)?;
             report.outputs.insert(stage.id.clone(), placed.path);
         }
-        Ok(())
+        if self.plan.partial {
+            return Ok(());
+        }
+        let places = |id: &str| self.plan.stages.iter().any(|stage| stage.id == id && stage.placement.is_some());
+        take_back(self.store, &self.plan.name, places)
     }
 }
 

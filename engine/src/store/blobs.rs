@@ -43,6 +43,7 @@ impl Blobs {
         let dir = self.temp_dir();
         for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
             let path = entry.map_err(Error::io("list", &dir))?.path();
+            fail_point("blob.stale");
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
         Ok(())

@@ -121,6 +121,7 @@ pub(super) fn open(dir: &Path) -> Result<Connection> {
         let change = manifest.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail())?;
         change.execute_batch(sql).map_err(fail())?;
         change.pragma_update(None, "user_version", step as i64 + 1).map_err(fail())?;
+        fail_point("manifest.format");
         change.commit().map_err(fail())?;
     }
     Ok(manifest)

@@ -37,6 +37,7 @@ pub use fail::{FAIL_POINTS, abort_at};
 pub use gc::{Freed, Garbage, LeftFolder};
 pub use lineage::{MadeBy, PublishedRow, Seen, Sizes};
 pub use manifest::{Finished, Memo, MemoRow, RunRecord};
+pub(crate) use publish::take_back;
 pub use publish::{Placed, place};
 pub use published::Row;
 pub(crate) use published::{RowName, name_of};
@@ -46,6 +47,7 @@ pub use verify::{Damage, DamageKind, Verified};
 
 use crate::error::{Error, Result};
 use crate::fingerprint::Hash;
+use fail::fail_point;
 
 /// An open store. Clones are the same store; it stays open until the last one is dropped.
 #[derive(Clone)]
@@ -199,6 +201,7 @@ impl Lock {
             }
             Err(TryLockError::Error(source)) => return Err(Error::Io { what: "lock", path, source }),
         }
+        fail_point("lock.write");
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(Error::io("write", &path))?;
         Ok(Lock(file))
     }

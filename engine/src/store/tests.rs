@@ -316,6 +316,12 @@ fn all_writes(path: &Path) {
     store.file_hash(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))).unwrap();
     store.finish_run(run, "done", "{}").unwrap();
     upkeep(&store);
+    let unit = scratch::tests::unit("done");
+    store.scratch().write(&unit, "state", b"half").unwrap();
+    store.scratch().clear([&unit.key].into_iter());
+    drop(store);
+    fs::write(path.join("blobs/tmp/stale"), "half a blob").unwrap();
+    Store::open(path).unwrap();
 }
 
 /// Every kind of durable write that is not a run's. What is published stays as it is.

@@ -11,6 +11,7 @@
 mod edit;
 mod model;
 
+use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -22,6 +23,9 @@ use crate::full_disk::FullDisk;
 use crate::project::{Project, copy};
 use edit::{Draws, Edit};
 use model::Model;
+
+/// Published files: name and bytes.
+type Files = BTreeMap<String, Vec<u8>>;
 
 /// Plays a sequence; `Err` says at which step what was wrong.
 fn play(edits: &[Edit]) -> Result<(), String> {
@@ -66,7 +70,11 @@ fn play(edits: &[Edit]) -> Result<(), String> {
         if ours != rebuilt {
             let only = |a: &[Row], b: &[Row]| a.iter().filter(|row| !b.contains(row)).cloned().collect::<Vec<Row>>();
             let (more, less) = (only(&ours.0, &rebuilt.0), only(&rebuilt.0, &ours.0));
-            return Err(format!("step {step}: beside a rebuild there is {more:?}, and missing is {less:?}"));
+            let files = |a: &Files, b: &Files| a.iter().filter(|file| b.get(file.0) != Some(file.1)).count();
+            let (own, others) = (files(&ours.1, &rebuilt.1), files(&rebuilt.1, &ours.1));
+            return Err(format!(
+                "step {step}: beside a rebuild there is {more:?}, and missing is {less:?}; files: {own} more, {others} less"
+            ));
         }
     }
     Ok(())

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use vw2_engine::recompute::{Recomputed, recompute};
+use vw2_engine::run::Options;
 use vw2_engine::store::{Store, abort_at};
 
 use crate::project::{Project, copy, executed};
@@ -92,4 +94,44 @@ fn a_crash_at_any_durable_write_of_gc_leaves_a_store_that_runs_as_before() {
         })
         .count();
     assert_eq!(deaths, 1 + 3 + 1, "the manifest, each blob, the stale file");
+}
+
+fn once_more(project: &Project, sample: usize) -> Recomputed {
+    let plan = project.plan(&[]);
+    let (store, options) = (Store::open_still(project.path("store")).unwrap(), Options::of(&plan.runtime));
+    recompute(&plan, &store, &options, sample, 7).unwrap()
+}
+
+#[test]
+fn units_come_out_the_same_once_more_and_the_store_stays_as_it_is() {
+    // One row is long enough to be a blob.
+    let project = Project::new(&[("a", "one\ntwo"), ("b", "BAD"), ("c", &"long ".repeat(20_000)), ("copy", "one\ntwo")]);
+    project.run();
+    let bytes = |name: &str| std::fs::read(project.path("store").join(name)).unwrap();
+    let (before, worked) = (bytes("manifest.sqlite"), std::fs::metadata(project.path("log")).unwrap().len());
+    let all = once_more(&project, 1000);
+    assert_eq!((all.units, &all.differences, all.interrupted), (all.all_units, &vec![], false));
+    assert!(all.units > 15 && all.rows >= all.units, "{all:?}");
+    assert!(std::fs::metadata(project.path("log")).unwrap().len() > worked, "they were computed");
+    assert_eq!(once_more(&project, 3).units, 3);
+    assert!(bytes("manifest.sqlite") == before, "nothing was written");
+    assert_eq!(std::fs::read_dir(project.path("store/blobs/tmp")).unwrap().count(), 0);
+    assert_eq!(executed(&project.run()), []);
+}
+
+#[test]
+fn a_unit_that_comes_out_otherwise_is_named() {
+    let project = Project::new(&[("a", "one\ntwo")]);
+    project.run();
+    // Another result of one line: its neighbour's.
+    let manifest = rusqlite::Connection::open(project.path("store/manifest.sqlite")).unwrap();
+    let counts = "SELECT key, content FROM memo_row JOIN memo USING (key) WHERE kind = 'split' ORDER BY position LIMIT 1";
+    let (key, content): (Vec<u8>, Vec<u8>) =
+        manifest.query_row(counts, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    manifest.execute("UPDATE memo_row SET content = ?2 WHERE key = ?1", [&key, &content]).unwrap();
+    drop(manifest);
+    let found = once_more(&project, 1000).differences;
+    let told: Vec<_> = found.iter().map(|difference| (difference.stage.as_str(), difference.unit.as_str())).collect();
+    assert_eq!(told, [("lines", "a")], "{found:?}");
+    assert!(found[0].reason.starts_with("row `1`: ") && found[0].reason.contains(" bytes differ, the first at "), "{found:?}");
 }
