@@ -129,7 +129,8 @@ fn a_sample_of_units_is_computed_once_more_and_compared() {
 
     // Codes of another clip under this one's key, as a program with other arithmetic would leave them.
     let manifest = rusqlite::Connection::open(project.path(".vw2/manifest.sqlite")).unwrap();
-    let sql = "UPDATE memo_row SET content = (SELECT content FROM published WHERE id = 'ep_0000.mp4#0' AND stage = 'codes')
+    let sql =
+        "UPDATE memo_row SET content = (SELECT content FROM published WHERE id = 'ep_0000.mp4#0' AND stage = 'codes')
                WHERE content = (SELECT content FROM published WHERE id = 'ep_0001.mp4#1' AND stage = 'codes')";
     assert_eq!(manifest.execute(sql, []).unwrap(), 1);
     drop(manifest);

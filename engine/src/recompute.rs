@@ -60,7 +60,8 @@ pub struct Difference {
 /// # Errors
 /// What keeps a run from starting, and what would end it: an operator that cannot be opened, a full disk.
 pub fn recompute(plan: &Plan, store: &Store, options: &Options, sample: usize, seed: u64) -> Result<Recomputed> {
-    let folder = tempfile::tempdir().map_err(|error| Error::Failed(format!("cannot make a temporary folder: {error}")))?;
+    let folder =
+        tempfile::tempdir().map_err(|error| Error::Failed(format!("cannot make a temporary folder: {error}")))?;
     let aside = store.aside(folder.path())?;
     let (fingerprints, _) = record(plan, &options.numeric, &mut |path| aside.file_hash(path))?;
     let graph = Graph::new(plan, &fingerprints, &options.progress);

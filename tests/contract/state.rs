@@ -102,9 +102,20 @@ impl State {
              weights = \"weights/dldm.safetensors\"\nrun = {{ batch = {batch} }}\n"
         );
         for (stage, text) in [
-            ("latents", format!("kind = \"encode\"\ninputs = {{ frames = \"frames\" }}\nweights = {:?}\n", weights("vae-tiny"))),
-            ("code_dataset", format!("kind = \"export\"\ninput = \"codes\"\nshards = {shards}\npath = \"out/codes\"\n")),
-            ("ar", format!("kind = \"train-ar\"\ninput = \"codes\"\npreset = \"tiny\"\nsteps = {steps}\npath = \"out/ar\"\n")),
+            (
+                "latents",
+                format!("kind = \"encode\"\ninputs = {{ frames = \"frames\" }}\nweights = {:?}\n", weights("vae-tiny")),
+            ),
+            (
+                "code_dataset",
+                format!("kind = \"export\"\ninput = \"codes\"\nshards = {shards}\npath = \"out/codes\"\n"),
+            ),
+            (
+                "ar",
+                format!(
+                    "kind = \"train-ar\"\ninput = \"codes\"\npreset = \"tiny\"\nsteps = {steps}\npath = \"out/ar\"\n"
+                ),
+            ),
         ] {
             if self.has(stage) {
                 toml += &format!("[stage.{stage}]\n{text}");
@@ -139,8 +150,11 @@ impl Known {
         rows: &BTreeSet<[String; 4]>,
     ) -> BTreeMap<&'static str, u64> {
         let of = |stage: &'static str| rows.iter().filter(move |[name, ..]| name == stage);
-        let videos: BTreeMap<String, String> =
-            project.tree("videos").into_iter().map(|(path, (content, _))| (path.display().to_string(), content)).collect();
+        let videos: BTreeMap<String, String> = project
+            .tree("videos")
+            .into_iter()
+            .map(|(path, (content, _))| (path.display().to_string(), content))
+            .collect();
         let mut counts = BTreeMap::new();
         let mut count = |stage, unknown: usize| _ = counts.insert(stage, unknown as u64);
 

@@ -156,7 +156,8 @@ fn fault(kind: &str, found: &Value, table: &Value) -> Option<String> {
         let (now, then) = (&found["version"], &table["version"]);
         return Some(format!("`{kind}` has version {now}, and {TABLE} has {then}; bring it up to date: {UPDATE}"));
     }
-    let numbers = |value: &Value| -> Vec<[f64; 2]> { serde_json::from_value(value["numbers"].clone()).unwrap_or_default() };
+    let numbers =
+        |value: &Value| -> Vec<[f64; 2]> { serde_json::from_value(value["numbers"].clone()).unwrap_or_default() };
     let (now, then) = (numbers(found), numbers(table));
     let near = |(a, b): (&[f64; 2], &[f64; 2])| {
         let scale = a[0].max(b[0]) * TOLERANCE;

@@ -84,7 +84,9 @@ impl Portrait {
     fn column(&mut self, column: &ArrayRef) {
         match column.data_type() {
             DataType::Float16 => self.floats(column.as_primitive::<Float16Type>().values().iter().map(|f| f.to_f64())),
-            DataType::Float32 => self.floats(column.as_primitive::<Float32Type>().values().iter().map(|f| f64::from(*f))),
+            DataType::Float32 => {
+                self.floats(column.as_primitive::<Float32Type>().values().iter().map(|f| f64::from(*f)))
+            }
             DataType::Float64 => self.floats(column.as_primitive::<Float64Type>().values().iter().copied()),
             DataType::List(_) => {
                 let list = column.as_list::<i32>();

@@ -80,13 +80,7 @@ pub(super) fn draw(
 }
 
 /// All units of a group, as far as the tables before it are known.
-fn works(
-    graph: &Graph,
-    store: &Store,
-    limit: Option<usize>,
-    group: &Group,
-    tables: &[Vec<Item>],
-) -> Result<Vec<Work>> {
+fn works(graph: &Graph, store: &Store, limit: Option<usize>, group: &Group, tables: &[Vec<Item>]) -> Result<Vec<Work>> {
     let whole = |input: &WholeInput, rows: &[Item]| Whole {
         root: root(rows, graph.read_files(&input.chain)),
         rows: Arc::from(rows),
@@ -111,7 +105,8 @@ fn works(
             let mut parts: BTreeMap<u32, Vec<Vec<Item>>> = BTreeMap::new();
             for (at, input) in group.wholes.iter().enumerate() {
                 for item in &tables[input.base] {
-                    let part = parts.entry(shard(&item.id, count)).or_insert_with(|| vec![Vec::new(); group.wholes.len()]);
+                    let part =
+                        parts.entry(shard(&item.id, count)).or_insert_with(|| vec![Vec::new(); group.wholes.len()]);
                     part[at].push(item.clone());
                 }
             }

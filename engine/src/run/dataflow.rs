@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use differential_dataflow::{AsCollection, VecCollection};
 use differential_dataflow::input::InputSession;
 use differential_dataflow::operators::ThresholdTotal;
+use differential_dataflow::{AsCollection, VecCollection};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Concat;
-use timely::dataflow::operators::vec::Map;
 use timely::dataflow::operators::generic::Operator;
 use timely::dataflow::operators::probe::{Handle as ProbeHandle, Probe};
+use timely::dataflow::operators::vec::Map;
 use timely::dataflow::{Scope, Stream};
 use timely::worker::Worker;
 

@@ -85,7 +85,10 @@ mod tests {
     /// Calls without a point of their own, each with the reason.
     const NO_POINT: &[(&str, &str)] = &[
         ("let open = OpenOptions::new()", "makes the lock's file; an empty one says nothing"),
-        ("fs::remove_file(path).map_err(Error::io(\"remove\", path))?;", "a temporary file whose blob is there already"),
+        (
+            "fs::remove_file(path).map_err(Error::io(\"remove\", path))?;",
+            "a temporary file whose blob is there already",
+        ),
         ("io::copy(&mut from, &mut temp.as_file())", "writes a temporary file"),
         ("fs::remove_dir_all(&building)", "clears what a crash left of a version that was being built"),
         ("fs::hard_link(&from, &to).is_ok()", "into a version that is being built"),

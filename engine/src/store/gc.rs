@@ -145,7 +145,9 @@ impl Store {
     fn check_known(&self, forget: &[String]) -> Result<()> {
         let known = self.pipelines()?;
         match forget.iter().find(|pipeline| !known.contains(pipeline)) {
-            Some(wrong) => Err(Error::Failed(format!("the store knows no pipeline `{wrong}`; it has {}", known.join(", ")))),
+            Some(wrong) => {
+                Err(Error::Failed(format!("the store knows no pipeline `{wrong}`; it has {}", known.join(", "))))
+            }
             None => Ok(()),
         }
     }

@@ -55,7 +55,13 @@ impl RowView<'_> {
 }
 
 /// The name of a row of these values.
-pub(crate) fn name_of(stage: &str, id: &str, content: &Hash, origin: Option<&str>, files: &[(String, Hash)]) -> RowName {
+pub(crate) fn name_of(
+    stage: &str,
+    id: &str,
+    content: &Hash,
+    origin: Option<&str>,
+    files: &[(String, Hash)],
+) -> RowName {
     match files {
         [] => row_name(stage, id, content, origin, "[]"),
         files => row_name(stage, id, content, origin, &files_text(files)),

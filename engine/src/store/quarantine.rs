@@ -175,7 +175,9 @@ mod tests {
             let (unit, stage, reason) = (unit.to_owned(), "clips".to_owned(), "no frames".to_owned());
             Quarantined { unit, path: None, stage, class: Class::Bad, reason, run: 1, keys: keys.to_vec() }
         };
-        store.set_quarantine("p", 1, &[entry("a", &keys[..1]), entry("b", &keys[1..3]), entry("c", &keys[3..])]).unwrap();
+        store
+            .set_quarantine("p", 1, &[entry("a", &keys[..1]), entry("b", &keys[1..3]), entry("c", &keys[3..])])
+            .unwrap();
         let list = store.quarantine("p").unwrap();
         assert_eq!(list.iter().map(|entry| entry.keys.len()).collect::<Vec<_>>(), [1, 2, 1]);
         assert_eq!(store.forget_verdicts(&[entry("d", &[])]).unwrap(), 0);

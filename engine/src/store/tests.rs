@@ -309,7 +309,11 @@ fn all_writes(path: &Path) {
         let reason = format!("round {round}");
         let (unit, stage) = ("u".to_owned(), "codes".to_owned());
         store
-            .set_quarantine("p", run, &[Quarantined { unit, path: None, stage, class: Class::Bad, reason, run, keys: vec![] }])
+            .set_quarantine(
+                "p",
+                run,
+                &[Quarantined { unit, path: None, stage, class: Class::Bad, reason, run, keys: vec![] }],
+            )
             .unwrap();
     }
     // Old enough to be remembered.

@@ -99,8 +99,9 @@ impl Project {
 
     pub(crate) fn plan(&self, sets: &[&str]) -> Plan {
         let path = |name: &str| self.path(name).to_str().unwrap().to_owned();
-        let toml =
-            [("IN", "in"), ("LOG", "log"), ("OUT", "out"), ("WEIGHTS", "weights")].iter().fold(self.toml.clone(), |toml, (word, name)| {
+        let toml = [("IN", "in"), ("LOG", "log"), ("OUT", "out"), ("WEIGHTS", "weights")]
+            .iter()
+            .fold(self.toml.clone(), |toml, (word, name)| {
                 toml.replace(&format!("\"{word}\""), &format!("{:?}", path(name)))
             });
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();

@@ -11,8 +11,8 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{
-    Context, InputFile, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError, StageKind,
-    Table, Unit,
+    Context, InputFile, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError,
+    StageKind, Table, Unit,
 };
 
 pub(crate) static KINDS: &[StageKind] = &[

@@ -17,10 +17,13 @@ fn a_store_of_format_1_is_brought_to_date_and_computes_nothing() {
     copy(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/store_format_1")), &project.path("store"));
     let refused = Store::open_read(project.path("store")).err().unwrap().to_string();
     assert!(refused.contains("has the older format 1; a `vw2-pipe run` with it brings it to format"), "{refused}");
+    let migrated = project.store().quarantine("toy").unwrap();
+    assert_eq!(migrated.iter().map(|entry| entry.keys.len()).collect::<Vec<_>>(), [1], "its verdict is found by its words");
     let report = project.run();
     assert_eq!(executed(&report), []);
     assert_eq!(project.result(), project.rebuilt(&[]));
     assert_eq!(report.quarantined.len(), 1, "the verdict is known, too");
+    assert_eq!(report.quarantined[0].keys, migrated[0].keys, "and it was the right one");
     project.write("a", "one\ntwo\nfour");
     project.run();
     assert_eq!(project.result(), project.rebuilt(&[]));
@@ -105,7 +108,8 @@ fn once_more(project: &Project, sample: usize) -> Recomputed {
 #[test]
 fn units_come_out_the_same_once_more_and_the_store_stays_as_it_is() {
     // One row is long enough to be a blob.
-    let project = Project::new(&[("a", "one\ntwo"), ("b", "BAD"), ("c", &"long ".repeat(20_000)), ("copy", "one\ntwo")]);
+    let project =
+        Project::new(&[("a", "one\ntwo"), ("b", "BAD"), ("c", &"long ".repeat(20_000)), ("copy", "one\ntwo")]);
     project.run();
     let bytes = |name: &str| std::fs::read(project.path("store").join(name)).unwrap();
     let (before, worked) = (bytes("manifest.sqlite"), std::fs::metadata(project.path("log")).unwrap().len());
@@ -125,7 +129,8 @@ fn a_unit_that_comes_out_otherwise_is_named() {
     project.run();
     // Another result of one line: its neighbour's.
     let manifest = rusqlite::Connection::open(project.path("store/manifest.sqlite")).unwrap();
-    let counts = "SELECT key, content FROM memo_row JOIN memo USING (key) WHERE kind = 'split' ORDER BY position LIMIT 1";
+    let counts =
+        "SELECT key, content FROM memo_row JOIN memo USING (key) WHERE kind = 'split' ORDER BY position LIMIT 1";
     let (key, content): (Vec<u8>, Vec<u8>) =
         manifest.query_row(counts, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     manifest.execute("UPDATE memo_row SET content = ?2 WHERE key = ?1", [&key, &content]).unwrap();
@@ -133,5 +138,8 @@ fn a_unit_that_comes_out_otherwise_is_named() {
     let found = once_more(&project, 1000).differences;
     let told: Vec<_> = found.iter().map(|difference| (difference.stage.as_str(), difference.unit.as_str())).collect();
     assert_eq!(told, [("lines", "a")], "{found:?}");
-    assert!(found[0].reason.starts_with("row `1`: ") && found[0].reason.contains(" bytes differ, the first at "), "{found:?}");
+    assert!(
+        found[0].reason.starts_with("row `1`: ") && found[0].reason.contains(" bytes differ, the first at "),
+        "{found:?}"
+    );
 }

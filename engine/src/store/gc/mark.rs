@@ -116,7 +116,8 @@ pub(super) fn mark(
     marked.found.runs = count("SELECT count(*) FROM run WHERE id NOT IN gc_run")?;
     marked.found.published = count("SELECT count(*) FROM published WHERE pipeline IN gc_forgotten")?;
     let sql = "SELECT root, count(*) FROM placed WHERE pipeline IN gc_forgotten GROUP BY root ORDER BY root";
-    let left = |row: &Row<'_>| Ok(LeftFolder { path: row.get::<_, String>(0)?.into(), files: row.get::<_, i64>(1)? as u64 });
+    let left =
+        |row: &Row<'_>| Ok(LeftFolder { path: row.get::<_, String>(0)?.into(), files: row.get::<_, i64>(1)? as u64 });
     marked.found.left = manifest.prepare(sql)?.query_map([], left)?.collect::<Result<_, _>>()?;
     let gone = |path: &Vec<u8>| Path::new(std::ffi::OsStr::from_bytes(path)).try_exists().is_ok_and(|exists| !exists);
     let seen = manifest
@@ -137,9 +138,10 @@ pub(super) fn mark(
 /// Blobs that something names which stays.
 fn used_blobs(manifest: &Connection) -> rusqlite::Result<BTreeSet<Hash>> {
     let mut used = BTreeSet::new();
-    for sql in
-        ["SELECT blob FROM payload WHERE blob IS NOT NULL AND content NOT IN gc_payload", "SELECT blob FROM placed WHERE pipeline NOT IN gc_forgotten"]
-    {
+    for sql in [
+        "SELECT blob FROM payload WHERE blob IS NOT NULL AND content NOT IN gc_payload",
+        "SELECT blob FROM placed WHERE pipeline NOT IN gc_forgotten",
+    ] {
         for blob in manifest.prepare(sql)?.query_map([], |row| row.get(0))? {
             used.insert(blob?);
         }

@@ -184,10 +184,7 @@ fn files_that_nothing_names_go() {
         fs::write(path, text).unwrap();
     }
     let found = case.gc(0);
-    assert_eq!(
-        (found.scratch, found.stale),
-        (Freed { count: 2, size_bytes: 72 }, Freed { count: 2, size_bytes: 5 })
-    );
+    assert_eq!((found.scratch, found.stale), (Freed { count: 2, size_bytes: 72 }, Freed { count: 2, size_bytes: 5 }));
     assert!(folder(1).exists() && store.dir().join("scratch/mine").exists());
 }
 
@@ -201,8 +198,7 @@ fn records_of_what_is_gone_go() {
     let here = case.store.dir().to_str().unwrap().to_owned();
     for path in [here.as_str(), "/no/such/file"] {
         let sql = "INSERT INTO seen_file VALUES (?1, 0, 0, 0, 0, 0, ?2)";
-        let insert =
-            |manifest: &Connection| manifest.execute(sql, params![path.as_bytes(), Hash::default()]).map(drop);
+        let insert = |manifest: &Connection| manifest.execute(sql, params![path.as_bytes(), Hash::default()]).map(drop);
         case.store.change("see a file", "commit", insert).unwrap();
     }
     let found = case.gc(1);

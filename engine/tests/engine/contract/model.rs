@@ -161,7 +161,8 @@ impl Model {
                 counts.push(format!("{id} {}", line.len() as u64 + added));
             }
             let Hash([a, b, c, d, e, f, g, h, ..]) = Hash::of_bytes(id.as_bytes());
-            *shards.entry(u64::from_le_bytes([a, b, c, d, e, f, g, h]) % SHARDS).or_default() += &format!("{id} {line},");
+            *shards.entry(u64::from_le_bytes([a, b, c, d, e, f, g, h]) % SHARDS).or_default() +=
+                &format!("{id} {line},");
         }
         if !counts.is_empty() && self.has(Optional::Total) {
             unit("total", counts.join(","));
