@@ -10,6 +10,11 @@ mod pipelines;
 
 mod incremental;
 
+#[path = "../engine/tests/engine/full_disk.rs"]
+mod full_disk;
+
+mod contract;
+
 mod explain;
 
 mod store_tools;
@@ -24,5 +29,7 @@ mod rollout;
 mod training;
 
 mod layers;
+
+mod outputs;
 
 mod tidy;

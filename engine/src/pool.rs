@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
 pub use budget::{Budget, Permit, Turn};
-pub(crate) use commit::{CommitMessage, commit_loop};
+pub(crate) use commit::{CommitMessage, Done, commit_loop};
 pub(crate) use device::DeviceQueue;
 pub(crate) use operators::quietly;
 pub(crate) use progress::StageCounters;

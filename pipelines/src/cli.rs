@@ -185,12 +185,16 @@ pub(crate) struct QuarantineArgs {
 /// undone without computing anything; work of the last 30 days that no run has finished yet; verdicts on units in
 /// quarantine. A run after it executes nothing that it would not have executed before. Files outside the store, with
 /// older versions of an export, are never touched.
+///
+/// `--forget` drops a pipeline: its published rows, quarantine and runs, and all results that no other pipeline needs. What
+/// it has exported stays where it is, and no run restores, replaces or removes it any more; delete these folders by hand.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vw2-pipe gc --dry-run           what it would free
   vw2-pipe gc
-  vw2-pipe gc --keep-runs 0       only what is published now stays")]
+  vw2-pipe gc --keep-runs 0       only what is published now stays
+  vw2-pipe gc --forget old        without what the pipeline `old` has left here")]
 pub(crate) struct GcArgs {
     /// Say what would go, and change nothing
     #[arg(long)]
@@ -198,33 +202,51 @@ pub(crate) struct GcArgs {
     /// Finished runs, of all pipelines, whose results stay
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) keep_runs: usize,
+    /// Drop this pipeline from the store, by the name in its file; may be repeated. Files outside the store stay
+    #[arg(long, value_name = "PIPELINE")]
+    pub(crate) forget: Vec<String>,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }
 
-/// Check a store against itself: every name leads to the bytes that it stands for
+/// Check a store: every name leads to the bytes that it stands for, and a sample comes out the same once more
 ///
-/// Reads all blobs, or a sample of them, the whole manifest, and files outside the store that were touched. Exit code 1
-/// where anything is wrong.
+/// Reads all blobs, or a sample of them, the whole manifest, and files outside the store that were touched. With a pipeline's
+/// FILE, it also computes a sample of the units that a run would take from the store: from their inputs, beside the store,
+/// which stays as it is. Exit code 1 where anything is wrong.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vw2-pipe verify
   vw2-pipe verify --sample 1000             reads that many blobs, drawn at random
   vw2-pipe verify --sample 1000 --seed 7    the same ones again
+  vw2-pipe verify pipelines/full.toml --sample 20 --only codes      also computes 20 units again and compares bytes
   vw2-pipe verify --repair                  the next run computes again what is damaged")]
 pub(crate) struct VerifyArgs {
-    /// Read only so many blobs
+    /// Compute a sample of this pipeline's units again
+    #[arg(value_name = "FILE", requires = "sample")]
+    pub(crate) file: Option<PathBuf>,
+    /// Read only so many blobs, and compute so many units
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) sample: Option<usize>,
-    /// Which blobs a sample has; without it, other ones each time
+    /// What a sample has; without it, another one each time
     #[arg(long, value_name = "SEED", requires = "sample")]
     pub(crate) seed: Option<u64>,
+    /// Override a value of FILE, as `run` does; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "file")]
+    pub(crate) set: Vec<String>,
+    /// Units of this stage of FILE and of what it needs, no others
+    #[arg(long, value_name = "STAGE", requires = "file")]
+    pub(crate) only: Option<String>,
     /// Move damaged blobs into the store's folder `damaged` and forget damaged rows, so that the next run computes them
     #[arg(long)]
     pub(crate) repair: bool,
-    #[command(flatten)]
-    pub(crate) store: StoreArgs,
+    /// Folder of the store; without it, that of FILE, or .vw2
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Print exactly one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which store, and how to answer.

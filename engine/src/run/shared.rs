@@ -12,6 +12,7 @@ use crate::fingerprint::Hash;
 use crate::pool::{Budget, Cancel, CommitMessage, DeviceQueue, JobQueue, Progress};
 use crate::run::graph::{Graph, RunStage};
 use crate::run::history::History;
+use crate::run::published::PublishedNames;
 use crate::stage::Context;
 use crate::store::Store;
 
@@ -21,8 +22,9 @@ pub(crate) struct Shared {
     /// The run's number in the store.
     pub(crate) run: i64,
     pub(crate) graph: Graph,
-    /// The ids of the plan's stages, in its order, and of others whose rows are still published.
-    pub(crate) stage_names: Vec<String>,
+    pub(crate) published: PublishedNames,
+    /// The run goes on with what changes, so it may have to take back what it said.
+    pub(crate) watches: bool,
     pub(crate) store: Store,
     pub(crate) budget: Budget,
     pub(crate) jobs: JobQueue,

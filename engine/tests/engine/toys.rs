@@ -11,8 +11,8 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{
-    Context, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError, StageKind,
-    Table, Unit,
+    Context, InputFile, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError,
+    StageKind, Table, Unit,
 };
 
 pub(crate) static KINDS: &[StageKind] = &[
@@ -230,18 +230,21 @@ toy! { Count = "count": &[Port::row("lines", &LINES)] => &COUNTS;
     }
 }
 
-/// A line twice, on the device; its result shows whether a companion leaked into it.
+/// A line twice, on the device; its result shows whether a companion leaked into it. Ends in what the file `weights` says.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Twice {
     /// Units wait until two devices have begun one.
     #[serde(default)]
     meet: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weights: Option<InputFile>,
 }
 
 struct TwiceOperator {
     device: String,
     meet: bool,
+    weights: String,
 }
 
 /// Devices that have begun a unit of a stage with `meet`.
@@ -262,7 +265,7 @@ impl Operator for TwiceOperator {
         let lines: Vec<String> = units.iter().map(|unit| text(unit.row("lines")).to_owned()).collect();
         for (unit, line) in units.iter().zip(lines) {
             if no_trouble(unit, &line, out)? {
-                out.push(unit, "", text_row(&format!("{line} {line} {}", unit.seed())));
+                out.push(unit, "", text_row(&format!("{line} {line} {}{}", unit.seed(), self.weights)));
             }
         }
         Ok(())
@@ -274,7 +277,9 @@ toy! { Twice = "twice": &[Port::row("lines", &LINES)] => &LINES;
         Needs::Device
     }
     fn open(&self, context: &Context) -> Result<Box<dyn Operator>, StageError> {
-        Ok(Box::new(TwiceOperator { device: context.device.clone(), meet: self.meet }))
+        let weights = self.weights.as_ref().map(|file| std::fs::read_to_string(&file.0)).transpose()?;
+        let weights = weights.unwrap_or_default();
+        Ok(Box::new(TwiceOperator { device: context.device.clone(), meet: self.meet, weights }))
     }
 }
 

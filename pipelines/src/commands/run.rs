@@ -86,7 +86,7 @@ pub(super) fn devices(plan: &Plan) -> miette::Result<(Vec<String>, String)> {
 }
 
 /// The first Ctrl-C lets running units end; the second exits at once, which the store survives.
-fn drain_on_ctrl_c(cancel: Cancel, screen: Screen) -> miette::Result<()> {
+pub(super) fn drain_on_ctrl_c(cancel: Cancel, screen: Screen) -> miette::Result<()> {
     let pressed = AtomicBool::new(false);
     let handler = move || match pressed.swap(true, Ordering::Relaxed) {
         false => {
