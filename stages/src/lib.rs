@@ -11,6 +11,8 @@ pub mod tables;
 
 pub mod videos;
 
+pub mod openx;
+
 pub mod images;
 
 pub mod slice;
@@ -45,6 +47,7 @@ mod training;
 /// All stages, in the order of the data's way.
 pub static STAGES: &[StageKind] = &[
     StageKind::of::<videos::VideosSource>(),
+    StageKind::of::<openx::OpenX>(),
     StageKind::of::<images::ImagesSource>(),
     StageKind::of::<slice::Slice>(),
     StageKind::of::<decode::Decode>(),

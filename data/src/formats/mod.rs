@@ -10,6 +10,10 @@ pub mod latent_code_infos;
 
 pub mod negative_embedding;
 
+pub mod openx_lists;
+
 pub mod torch;
 
 pub mod upstream_codes;
+
+pub mod videocraft_codes;

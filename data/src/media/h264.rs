@@ -137,6 +137,7 @@ fn describe(track: &Track, sps: &Sps) -> VideoInfo {
         frames,
         duration_s: track.ticks as f64 / timescale as f64,
         decoder: "h264".into(),
+        bad_frames: 0,
     }
 }
 
