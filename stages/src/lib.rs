@@ -40,6 +40,7 @@ pub mod evaluate;
 pub mod report;
 
 mod diffusion;
+mod ids;
 mod model_file;
 mod source;
 mod training;

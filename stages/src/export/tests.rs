@@ -42,10 +42,11 @@ fn clips_of_a_video_stand_together_in_their_order() {
 
 #[test]
 fn only_parquet_is_sharded() {
-    let stage = |text| toml::from_str::<Export>(text).expect("a valid stage");
+    let stage = |text: &str| toml::from_str::<Export>(text).expect("a valid stage");
     assert_eq!(Stage::shards(&stage("path = \"out\"")), Some(16));
     for format in ["latent-code-infos", "videocraft-codes"] {
-        assert_eq!(Stage::shards(&stage(&format!("path = \"out\"\nformat = \"{format}\""))), None);
+        let text = format!("path = \"out\"\nformat = \"{format}\"");
+        assert_eq!(Stage::shards(&stage(&text)), None);
     }
     assert!(Stage::check(&stage("path = \"out\"\nshards = 0")).is_err());
 }

@@ -17,7 +17,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use vw2_pickle::{Array, Dtype, Limits, Tensor, Value};
+use vw2_pickle::{Array, Limits, Tensor, Value};
 
 use self::raster::Raster;
 use super::image::{RgbImage, decode_bytes};

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use image::{DynamicImage, ImageFormat, RgbaImage};
+use vw2_pickle::Dtype;
 use vw2_pickle::write::Pickle;
 
 use super::*;

@@ -21,6 +21,7 @@ pub mod checkpoint;
 mod grads;
 pub mod losses;
 pub mod metrics;
+pub mod mixture;
 mod optim;
 pub mod order;
 mod schedule;
