@@ -21,6 +21,10 @@ mod lying_media;
 mod repository;
 mod rollout;
 
+mod mixed;
+
+mod torch_files;
+
 mod layers;
 
 mod tidy;
