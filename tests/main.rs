@@ -27,6 +27,9 @@ mod repository;
 mod rollout;
 
 mod training;
+mod mixed;
+
+mod torch_files;
 
 mod layers;
 

@@ -329,25 +329,33 @@ pub(crate) struct ShowWeightsArgs {
     pub(crate) json: bool,
 }
 
-/// Copy a checkpoint into a safetensors file, tensor by tensor
+/// Copy a checkpoint into a safetensors file, or into a .pt file, tensor by tensor
 ///
-/// The copy carries the model's configuration, so that stages load it without guessing. Equal content gives equal bytes.
+/// A safetensors copy carries the model's configuration, so that stages load it without guessing; a .pt file, which
+/// `torch.load` opens as a dictionary of tensors, has no place for it. Equal content gives equal bytes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vw2-pipe convert tokenizer.pth vae.safetensors
   vw2-pipe convert VideoWorld2_dLDM_DiT.pth dit.safetensors --prefix net. --dtype bf16
+  vw2-pipe convert out/dldm/dldm.safetensors VideoWorld2_dLDM_VAE.pt --under network    as upstream loads it
   vw2-pipe convert data/samples/weights/vae-tiny.safetensors vae-f32.safetensors --dtype f32 --force")]
 pub(crate) struct ConvertArgs {
     /// A safetensors, .pt or .pth file; pickle is not executed
     #[arg(value_name = "IN")]
     pub(crate) from: PathBuf,
-    /// The safetensors file to write
+    /// The file to write: for torch where it ends in .pt or .pth, else safetensors
     #[arg(value_name = "OUT")]
     pub(crate) to: PathBuf,
     /// Take only names below this one, and take it off
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub(crate) prefix: String,
+    /// Put all names of the copy below this one
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) under: String,
+    /// Take averaged weights, which some trainers keep as `ema.network-…`, in place of those they are averages of
+    #[arg(long)]
+    pub(crate) ema: bool,
     /// Type to write floats in; integers keep theirs
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     pub(crate) dtype: FloatType,

@@ -11,6 +11,8 @@ pub mod tables;
 
 pub mod videos;
 
+pub mod openx;
+
 pub mod images;
 
 pub mod slice;
@@ -43,6 +45,7 @@ mod autoregressor;
 mod baselines;
 mod diffusion;
 mod flow;
+mod ids;
 mod model_file;
 mod scenes;
 mod source;
@@ -51,6 +54,7 @@ mod training;
 /// All stages, in the order of the data's way.
 pub static STAGES: &[StageKind] = &[
     StageKind::of::<videos::VideosSource>(),
+    StageKind::of::<openx::OpenX>(),
     StageKind::of::<images::ImagesSource>(),
     StageKind::of::<slice::Slice>(),
     StageKind::of::<decode::Decode>(),

@@ -25,6 +25,7 @@ pub mod jitter;
 mod log;
 pub mod losses;
 pub mod metrics;
+pub mod mixture;
 mod optim;
 pub mod order;
 mod schedule;
