@@ -24,6 +24,7 @@ mod rollout;
 mod mixed;
 
 mod torch_files;
+mod training;
 
 mod layers;
 

@@ -339,6 +339,18 @@ pub struct InputFile(pub PathBuf);
 #[serde(from = "PathBuf", into = "PathTag")]
 pub struct Location(pub PathBuf);
 
+/// A parameter that says how, never what (how often to save what has been done): in no fingerprint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "T", into = "HowTag<T>", bound(serialize = "T: Serialize + Clone", deserialize = "T: Deserialize<'de>"))]
+pub struct How<T>(pub T);
+
+/// How [`How`] looks in canonical params; the fingerprint leaves it out.
+#[derive(Serialize)]
+pub(crate) struct HowTag<T> {
+    #[serde(rename = "$how")]
+    value: T,
+}
+
 /// How [`InputFile`] looks in canonical params; the fingerprint replaces it by the content's hash.
 #[derive(Serialize)]
 pub(crate) struct FileTag {
@@ -362,6 +374,18 @@ impl From<PathBuf> for InputFile {
 impl From<InputFile> for FileTag {
     fn from(file: InputFile) -> Self {
         FileTag { path: file.0 }
+    }
+}
+
+impl<T> From<T> for How<T> {
+    fn from(value: T) -> Self {
+        How(value)
+    }
+}
+
+impl<T> From<How<T>> for HowTag<T> {
+    fn from(how: How<T>) -> Self {
+        HowTag { value: how.0 }
     }
 }
 

@@ -39,9 +39,13 @@ pub mod evaluate;
 
 pub mod report;
 
+mod autoregressor;
+mod baselines;
 mod diffusion;
 mod ids;
+mod mixing;
 mod model_file;
+mod scenes;
 mod source;
 mod training;
 

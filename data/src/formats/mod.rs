@@ -6,7 +6,11 @@ pub mod clip_name;
 
 pub mod code_dataset;
 
+pub mod episodes;
+
 pub mod latent_code_infos;
+
+pub mod metrics;
 
 pub mod negative_embedding;
 

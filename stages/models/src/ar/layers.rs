@@ -5,7 +5,7 @@ use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Device, Int, Tensor, module};
 
 use super::config::ArConfig;
-use crate::nn::{Init, Linear, Rotary};
+use crate::nn::{Init, Linear, Rotary, cost};
 use crate::weights::{Named, Names, Visitor};
 
 /// A row of the table per id.
@@ -27,6 +27,7 @@ impl Embedding {
     /// The table as a head: [B, T, D] to [B, T, V].
     pub fn scores(&self, x: Tensor<3>) -> Tensor<3> {
         let [b, t, width] = x.dims();
+        cost::product(width, b * t * self.weight.dims()[0]);
         x.reshape([b * t, width]).matmul(self.weight.val().transpose()).reshape([b, t, self.weight.dims()[0]])
     }
 }

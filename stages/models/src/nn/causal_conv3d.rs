@@ -9,7 +9,7 @@ use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Slice, Tensor, module};
 
-use super::Init;
+use super::{Init, cost};
 use crate::weights::{Named, Names, Visitor};
 
 /// Weight and bias of a convolution over time and space; causal, as the caller pads time in front only.
@@ -57,7 +57,11 @@ impl CausalConv3d {
     }
 
     pub fn forward_with(&self, x: Tensor<5>, steps: Steps) -> Tensor<5> {
-        convolve(x, self.weight.val(), self.bias.val(), steps)
+        let weight = self.weight.val();
+        let [_, inputs, kt, kh, kw] = weight.dims();
+        let y = convolve(x, weight, self.bias.val(), steps);
+        cost::product(inputs * kt * kh * kw, y.dims().iter().product());
+        y
     }
 
     /// [`CausalConv3d::forward`] after copies of the first frame: `[B, T, in, H, W] -> [B, T, out, H, W]`.

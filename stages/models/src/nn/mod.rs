@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod causal_conv3d;
+pub mod cost;
 pub mod init;
 pub mod linear;
 pub mod norm;

@@ -43,6 +43,17 @@ impl Grads {
         Grads { by_name: take.by_name }
     }
 
+    /// Adds the gradients of another part of the minibatch, or of the graph.
+    pub fn add(&mut self, other: Grads) {
+        for (name, grad) in other.by_name {
+            let sum = match self.by_name.remove(&name) {
+                Some(before) => before + grad,
+                None => grad,
+            };
+            self.by_name.insert(name, sum);
+        }
+    }
+
     pub fn get(&self, name: &str) -> Option<&Tensor<1>> {
         self.by_name.get(name)
     }
