@@ -30,6 +30,7 @@ mod mixed;
 mod training;
 
 mod torch_files;
+mod training;
 
 mod layers;
 

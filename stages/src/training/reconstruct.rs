@@ -19,6 +19,7 @@ use super::{
     ClipReader, Curve, HeldOut, OptimizerParams, PixelErrors, Publication, connected_weights, held_out, parent_weights,
     plot_svg, publish,
 };
+use crate::mixing::{self, Mix};
 
 /// The parameters of a training by reconstruction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +47,9 @@ pub struct Reconstruction {
     /// Distance of pixels: `l1` (released), `l2` (paper).
     #[serde(default)]
     pub loss: PixelLoss,
+    /// How often clips of each sub-dataset are seen; left out, every clip counts alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
@@ -126,6 +130,7 @@ impl Reconstruction {
         for part in self.parts() {
             part.check()?;
         }
+        self.mix.as_ref().map_or(Ok(()), Mix::check)?;
         self.upkeep.0.check()
     }
 
@@ -254,9 +259,9 @@ impl<M: Reconstruct> Reconstructor<M> {
         let model = self.first_model(unit, &device.clone().autodiff())?;
         let orders = parts.iter().enumerate().map(|(phase, part)| {
             let seed = if phase == 0 { params.seed } else { mix(params.seed, phase as u64) };
-            Order::new(train_rows.len(), part.minibatch, seed)
+            mixing::order(params.mix.as_ref(), table, &train_rows, part.minibatch, seed)
         });
-        let orders = orders.collect();
+        let orders = orders.collect::<Result<_, _>>()?;
         let mut lesson = Reconstructing::<M> {
             parts,
             orders,
