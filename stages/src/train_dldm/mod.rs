@@ -5,6 +5,8 @@
 //! Metrics show a collapse while it happens: codes in use, their perplexity, and the shuffled-codes gap.
 //! Source: spec section 7.2. Differs: the perceptual term is left out (spec 3.7), as its VGG weights are not shipped.
 
+mod changes;
+
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{Context, Needs, Operator, Placement, Port, Stage, StageError, Table};
@@ -13,7 +15,8 @@ use vw2_models::dldm::{Dldm, DldmConfig};
 use vw2_models::weights::Weights;
 
 use crate::tables;
-use crate::training::{HeldOut, Listening, Reconstruct, Reconstructed, Reconstruction, Reconstructor};
+use crate::training::{Drawn, HeldOut, Learn, Listening, Picture, Reconstruct, Reconstructed, Reconstruction, Reconstructor};
+use changes::Changes;
 
 /// Trains on all clips of a frame table.
 #[derive(Serialize, Deserialize)]
@@ -53,6 +56,8 @@ impl Stage for TrainDldm {
 
 impl Reconstruct for Dldm {
     const NAME: &'static str = "dldm";
+    const LEARNS_CODES: bool = true;
+    type Guide = Option<Changes>;
 
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError> {
         Ok(Dldm::new(&DldmConfig::preset(preset)?, device, seed)?)
@@ -68,6 +73,43 @@ impl Reconstruct for Dldm {
 
     fn reconstruct(&self, x: Tensor<5>) -> Result<Reconstructed, StageError> {
         Ok(Reconstructed { video: Dldm::reconstruct(self, x)?.0, penalties: Vec::new() })
+    }
+
+    fn guide(
+        &self,
+        learn: &[Learn],
+        clips: &mut dyn Iterator<Item = Result<Tensor<5>, StageError>>,
+        device: &Device,
+    ) -> Result<Option<Changes>, StageError> {
+        let DldmConfig { queries, embedding_dim, .. } = Dldm::config(self);
+        let wanted = learn.iter().any(|learn| learn.changes > 0.0);
+        wanted.then(|| Changes::of(clips, queries * embedding_dim, device)).transpose()
+    }
+
+    fn learn(&self, x: Tensor<5>, learn: &Learn, guide: &Option<Changes>) -> Result<Drawn, StageError> {
+        let encoded = self.encode(x.clone())?;
+        let mut drawn = Drawn::default();
+        if learn.video > 0.0 {
+            let video = self.decode(encoded.codes.clone(), encoded.first())?;
+            drawn.pictures.push(Picture::video(video, x.clone(), learn.video));
+        }
+        if learn.stills > 0.0 {
+            let [b, colours, t, h, w] = x.dims();
+            let last = x.clone().narrow(2, 1, t - 1).reshape([b, colours, (t - 1) / 4, 4, h * w]).narrow(3, 3, 1);
+            let first = x.clone().narrow(2, 0, 1);
+            let truth = Tensor::cat(vec![first, last.reshape([b, colours, (t - 1) / 4, h, w])], 2);
+            let video = self.stills(encoded.h)?;
+            drawn.pictures.push(Picture { name: "stills", weight: learn.stills, video, truth });
+        }
+        if let (Some(changes), true) = (guide, learn.changes > 0.0) {
+            let inner = Tensor::from_inner(changes.scores(x.inner()));
+            let [b, pairs, count] = inner.dims();
+            // Where less varies than the codes could say, the last numbers of each pair are left alone.
+            let said = encoded.query.reshape([b, pairs, 0]).narrow(2, 0, count);
+            let error = (said - inner.clone()).square().mean() / inner.square().mean().add_scalar(1e-6);
+            drawn.penalties.push(("changes", error.mul_scalar(learn.changes)));
+        }
+        Ok(drawn)
     }
 
     fn figures(&self, held: &HeldOut) -> Result<Vec<(&'static str, f64)>, StageError> {
