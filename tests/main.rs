@@ -10,6 +10,11 @@ mod pipelines;
 
 mod incremental;
 
+#[path = "../engine/tests/engine/full_disk.rs"]
+mod full_disk;
+
+mod contract;
+
 mod explain;
 
 mod store_tools;
@@ -22,7 +27,12 @@ mod repository;
 mod rollout;
 
 mod training;
+mod mixed;
+
+mod torch_files;
 
 mod layers;
+
+mod outputs;
 
 mod tidy;

@@ -71,7 +71,8 @@ impl Port {
 pub enum Needs {
     /// Any thread of the pool; every pool thread opens its own operator.
     Cpu,
-    /// The one thread that owns the device; it forms batches of up to `run.batch` units.
+    /// A thread that owns a device; it forms batches of up to `run.batch` units. Every device's thread opens its own
+    /// operator.
     Device,
 }
 
@@ -174,7 +175,7 @@ pub trait Operator {
 /// What an operator is opened with.
 #[derive(Clone)]
 pub struct Context {
-    /// `auto | cpu | cuda:0 | wgpu:0`, as the user asked.
+    /// The one that this operator's thread owns: `auto | cpu | cuda:0 | wgpu:0`.
     pub device: String,
     /// The whole run's byte budget, `runtime.memory`.
     pub memory_bytes: u64,

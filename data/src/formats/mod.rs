@@ -14,6 +14,10 @@ pub mod metrics;
 
 pub mod negative_embedding;
 
+pub mod openx_lists;
+
 pub mod torch;
 
 pub mod upstream_codes;
+
+pub mod videocraft_codes;

@@ -27,7 +27,7 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
 }
 
 /// The op on each backend: f32 logits, i32 labels. `cross_entropy` also yields the log-sum of each row, [R].
-#[backend_extension(Autodiff, Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Autodiff, Cube: cfg(feature = "cube"), Flex)]
 trait CrossEntropyOps: Backend {
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>);
 
@@ -159,7 +159,7 @@ impl<B: CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Autodiff<B, 
     }
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube {
     use burn::backend::TensorMetadata;
     use burn::backend::tensor::{FloatTensor, IntTensor};

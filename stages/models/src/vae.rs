@@ -71,7 +71,7 @@ impl VaeConfig {
     /// # Errors
     /// The metadata cannot be parsed.
     pub fn of(weights: &Weights) -> Result<VaeConfig> {
-        config_of(weights)?.map_or_else(|| VaeConfig::preset("released"), Ok)
+        config_of(weights, "vae")?.map_or_else(|| VaeConfig::preset("released"), Ok)
     }
 
     /// Frames of video per latent frame, after the first.

@@ -3,26 +3,25 @@
 //! VAE and dLDM are ready-made and stay as they are: each clip is encoded once, decoded coarsely from its own codes for
 //! the hint, and base and branch learn by the rectified-flow loss. One video in ten is held out, and the model that is kept
 //! is the one with the lowest loss on it.
-//! Source: spec sections 5.1, 5.2 and 7.3. Differs: the dLDM does not learn along, colours are not jittered.
+//! Source: spec sections 5.1, 5.2 and 7.3. Differs: the dLDM does not learn along (`train-joint` does that), colours are not
+//! jittered.
 
 mod examples;
 
-use burn::tensor::{Device, Tensor};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vw2_engine::stage::{
     Context, How, InputFile, Location, Needs, Operator, Output, Placement, Port, Rows, Stage, StageError, Table, Unit,
 };
-use vw2_models::dit::{Conditions, Denoiser, DitConfig, VideoDit, flow_loss};
+use vw2_models::dit::{DitConfig, VideoDit};
 use vw2_models::dldm::Dldm;
-use vw2_models::sampler::{NumpyNormal, TrainingSigmas};
 use vw2_models::train::Log;
 use vw2_models::train::order::{Order, mix};
 use vw2_models::vae::Vae;
 use vw2_models::weights::{self, SaveType, Weights};
 
+use crate::flow;
 use crate::model_file::ModelFile;
 use crate::tables;
 use crate::training::{
@@ -230,8 +229,8 @@ impl Lesson for Denoising<'_> {
         let picks = self.picks(draw);
         let minibatch = self.examples.minibatch(&picks)?;
         let seed = mix(self.params.seed, draw.number);
-        let sigmas = sigmas(&minibatch, self.params.high_sigma_share, seed);
-        let total = minibatch_loss(model, &minibatch, &sigmas, seed, &self.autodiff)?;
+        let sigmas = flow::sigmas(minibatch.len, minibatch.shape[1], self.params.high_sigma_share, seed);
+        let total = flow::loss(model, minibatch.tensors(&self.autodiff), &sigmas, seed)?;
         Ok(Losses { total, parts: Vec::new(), amount: picks.len() as f64 })
     }
 
@@ -250,7 +249,7 @@ impl Lesson for Denoising<'_> {
 
     fn picture(&self, log: &Log) -> String {
         let curves = [
-            Curve { name: "training".into(), points: smoothed(log.points("loss"), 25) },
+            Curve { name: "training".into(), points: log.smoothed("loss", 25) },
             Curve { name: "held out".into(), points: log.points(HELD_OUT).to_vec() },
         ];
         plot_svg("DiT: rectified flow", "weighted squared error of x0", &curves)
@@ -286,48 +285,15 @@ fn first_model(
     }
 }
 
-/// A noise level for each clip of a step.
-fn sigmas(minibatch: &Minibatch, high_share: f64, seed: u64) -> Vec<f64> {
-    let levels = TrainingSigmas { high_share, ..TrainingSigmas::video(minibatch.shape[1]) };
-    let mut rng = StdRng::seed_from_u64(seed);
-    (0..minibatch.len).map(|_| levels.at(rng.random(), rng.random())).collect()
-}
-
-/// The loss of one minibatch at these noise levels; the noise follows from the seed.
-fn minibatch_loss(
-    model: &VideoDit,
-    minibatch: &Minibatch,
-    sigmas: &[f64],
-    seed: u64,
-    device: &Device,
-) -> Result<Tensor<1>, StageError> {
-    let (clean, hint, context) = minibatch.tensors(device);
-    let shape = clean.dims();
-    let noise = NumpyNormal::new(seed as u32).take(shape.iter().product());
-    let per_clip = noise.len() / sigmas.len();
-    let noise = noise.iter().enumerate().map(|(i, value)| value * sigmas[i / per_clip] as f32).collect::<Vec<f32>>();
-    let x = clean.clone() + Tensor::from_data(burn::tensor::TensorData::new(noise, shape), device);
-    let conditions = Conditions { clean: clean.clone(), given: 1, hint: Some(hint), padding: None, fps: None };
-    let predicted = Denoiser::new(model, conditions)?.clean(x, sigmas, context)?;
-    Ok(flow_loss(clean, predicted, sigmas).mean())
-}
-
 /// Mean loss of the held-out clips at noise levels spread evenly over the training distribution; the same in each check.
 fn held_out_loss(model: &VideoDit, held: &Minibatch, size: usize, device: &Device) -> Result<f64, StageError> {
-    let levels = TrainingSigmas { high_share: 0.0, ..TrainingSigmas::video(held.shape[1]) };
     let mut sum = 0.0;
     for start in (0..held.len).step_by(size) {
         let part = held.part(start, size.min(held.len - start));
-        let level = |clip: usize| levels.at(1.0, ((start + clip) as f64 + 0.5) / held.len as f64);
+        let level = |clip: usize| flow::spread(start + clip, held.len, held.shape[1]);
         let sigmas: Vec<f64> = (0..part.len).map(level).collect();
-        let loss = minibatch_loss(model, &part, &sigmas, start as u64, device)?;
+        let loss = flow::loss(model, part.tensors(device), &sigmas, start as u64)?;
         sum += f64::from(loss.into_scalar::<f32>()) * part.len as f64;
     }
     Ok(sum / held.len as f64)
-}
-
-/// Means over `count` points each: the loss of one step hangs on its noise levels.
-fn smoothed(points: &[(u32, f64)], count: usize) -> Vec<(u32, f64)> {
-    let mean = |part: &[(u32, f64)]| part.iter().map(|point| point.1).sum::<f64>() / part.len() as f64;
-    points.chunks(count).map(|part| (part[part.len() - 1].0, mean(part))).collect()
 }

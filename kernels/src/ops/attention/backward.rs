@@ -5,7 +5,8 @@
 
 use rayon::prelude::*;
 
-use super::flex::{ALONE, Heads, Inputs, KEYS, QUERIES, scaled};
+use super::flex::{ALONE, Inputs, KEYS, QUERIES, scaled};
+use crate::heads::Heads;
 use crate::matrix::{Matrix, Old, multiply};
 use crate::simd::{exp2, wide};
 

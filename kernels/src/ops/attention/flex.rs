@@ -4,13 +4,13 @@
 //! sweep. Which thread does what changes no bit.
 
 use burn::backend::Flex;
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::TensorData;
 use rayon::prelude::*;
 
 use super::backward::backward;
 use super::{AttentionOps, Form};
+use crate::heads::Heads;
 use crate::matrix::{Matrix, Old, multiply};
 use crate::simd::{LANES, exp2, total, wide};
 
@@ -59,32 +59,6 @@ impl AttentionOps for Flex {
         let [dq, dk, dv] = grads;
         let tensor = |values, dims: [usize; 4]| FloatTensor::<Self>::from_data(TensorData::new(values, dims));
         (tensor(dq, q.dims), tensor(dk, k.dims), tensor(dv, v.dims))
-    }
-}
-
-/// A tensor [B, heads, N, D] of any strides, read as a matrix per head.
-pub(super) struct Heads {
-    tensor: FloatTensor<Flex>,
-    pub(super) dims: [usize; 4],
-    strides: [usize; 4],
-}
-
-impl Heads {
-    fn new(tensor: FloatTensor<Flex>) -> Heads {
-        let tensor = match tensor.layout().strides().iter().all(|&stride| stride >= 0) {
-            true => tensor,
-            false => tensor.to_contiguous(), // a flipped tensor
-        };
-        let shape = tensor.shape();
-        let dims = std::array::from_fn(|i| shape[i]);
-        let strides = std::array::from_fn(|i| tensor.layout().strides()[i] as usize);
-        Heads { tensor, dims, strides }
-    }
-
-    pub(super) fn head(&self, batch: usize, head: usize) -> Matrix<'_> {
-        let start = self.tensor.layout().start_offset() + batch * self.strides[0] + head * self.strides[1];
-        let data = &self.tensor.storage::<f32>()[start..];
-        Matrix::new(data, [self.dims[2], self.dims[3]], [self.strides[2], self.strides[3]])
     }
 }
 

@@ -8,7 +8,7 @@
 //! Differs: key tokens that are all 0 are counted, not made. A query that sees nothing yields 0 instead of NaN.
 
 mod backward;
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube;
 mod flex;
 mod reference;
@@ -135,7 +135,7 @@ impl Reach {
 ///
 /// `mix` also yields the log of base 2 of each row's sum of exponentials, [B, heads, N]: infinite where a query sees
 /// nothing. `mix_backward` takes it, and `inner` [B, heads, N]: the products of a row's result and its gradient.
-#[backend_extension(Autodiff, Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Autodiff, Cube: cfg(feature = "cube"), Flex)]
 trait AttentionOps: Backend {
     fn mix(
         q: FloatTensor<Self>,

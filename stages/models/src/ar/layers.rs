@@ -1,9 +1,8 @@
 //! The parts of a decoder's layer: embedding, rotary positions, attention, feed-forward.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, module};
-use vw2_kernels::{Sight, attention};
+use vw2_kernels::{Sight, attention, swiglu};
 
 use super::config::ArConfig;
 use crate::nn::{Init, Linear, Rotary, cost};
@@ -95,13 +94,7 @@ impl Attention {
     }
 
     /// As [`Attention::forward`] for T positions after the `seen` ones that `memory` holds; adds them to it.
-    pub(crate) fn extend(
-        &self,
-        x: Tensor<3>,
-        rotary: &Rotary,
-        memory: &mut Memory,
-        seen: usize,
-    ) -> Tensor<3> {
+    pub(crate) fn extend(&self, x: Tensor<3>, rotary: &Rotary, memory: &mut Memory, seen: usize) -> Tensor<3> {
         let length = x.dims()[1];
         let (q, k, v) = self.project(x, rotary);
         write(&mut memory.keys, k, seen);
@@ -156,8 +149,8 @@ impl Mlp {
     }
 
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let gate = self.gate_proj.forward(x.clone());
+        self.down_proj.forward(swiglu(gate, self.up_proj.forward(x)))
     }
 }
 

@@ -40,6 +40,12 @@ impl Log {
         recent.iter().map(|point| point.1).sum::<f64>() / recent.len() as f64
     }
 
+    /// Means over `count` points each, at the last of them, for curves of what hangs on one minibatch.
+    pub fn smoothed(&self, name: &str, count: usize) -> Vec<(u32, f64)> {
+        let mean = |part: &[(u32, f64)]| part.iter().map(|point| point.1).sum::<f64>() / part.len() as f64;
+        self.points(name).chunks(count).map(|part| (part[part.len() - 1].0, mean(part))).collect()
+    }
+
     /// The lowest value with its step; the earliest of equal ones.
     pub fn lowest(&self, name: &str) -> Option<(u32, f64)> {
         self.points(name).iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))
@@ -75,6 +81,7 @@ mod tests {
             log.push("loss", step, value);
         }
         assert_eq!((log.recent("loss", 2), log.recent("loss", 9), log.lowest("loss")), (1.5, 2.0, Some((2, 1.0))));
+        assert_eq!(log.smoothed("loss", 3), [(3, 7.0 / 3.0), (4, 1.0)]);
         assert!(log.recent("other", 3).is_nan() && log.lowest("other").is_none());
     }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use burn::module::Param;
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+use vw2_kernels::{AdamWStep, Stepped, adamw};
 
 use super::Grads;
 use crate::weights::{Named, Names, Visitor};
@@ -98,33 +99,30 @@ struct Update<'a, R> {
 
 impl<R: Fn(&str) -> Option<Rule>> Visitor for Update<'_, R> {
     fn param<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) {
-        let Some(grad) = self.grads.get(name) else { return };
+        let Some((grad, clip)) = self.grads.unscaled(name) else { return };
         let Some(Rule { rate, weight_decay }) = (self.rule)(name) else { return };
         let AdamWConfig { beta1, beta2, eps, .. } = self.optimizer.config;
-        let grad = grad.clone();
-        let entry = self.optimizer.moments.entry(name.to_owned());
-        let moments =
-            entry.or_insert_with(|| Moments { first: grad.zeros_like(), second: grad.zeros_like(), updates: 0 });
-        moments.updates += 1;
-        moments.first = moments.first.clone() + (grad.clone() - moments.first.clone()).mul_scalar(1.0 - beta1);
-        moments.second = moments.second.clone().mul_scalar(beta2) + grad.square().mul_scalar(1.0 - beta2);
-
-        let updates = moments.updates as f64;
-        let step = rate / (1.0 - beta1.powf(updates));
-        let root = (1.0 - beta2.powf(updates)).sqrt();
-        let scale = moments.second.clone().sqrt().div_scalar(root).add_scalar(eps);
-        let change = (moments.first.clone() / scale).mul_scalar(step);
+        let moments = self.optimizer.moments.remove(name);
+        let Moments { first, second, updates } =
+            moments.unwrap_or_else(|| Moments { first: grad.zeros_like(), second: grad.zeros_like(), updates: 0 });
+        let updates = updates + 1;
 
         let old = param.val().inner();
         let shape = old.dims();
-        let master = self.optimizer.masters.get_mut(name);
-        let old = master.as_ref().map_or(old, |master| (**master).clone().reshape(shape));
-        let mut new = old.mul_scalar(1.0 - rate * weight_decay) - change.reshape(shape);
-        if let Some(master) = master {
-            *master = new.clone().reshape([-1]);
-            new = rounded(new);
+        // What has one owner is updated where it lies.
+        replace(param, Tensor::empty([0; D], &old.device()));
+        let master = self.optimizer.masters.remove(name);
+        let held = master.is_some();
+        let before = Stepped { parameter: master.unwrap_or_else(|| old.reshape([-1])), first, second };
+        let step = AdamWStep { clip, rate, beta1, beta2, eps, weight_decay, updates };
+        let Stepped { parameter, first, second } = adamw(before, grad.clone(), &step);
+        if held {
+            replace(param, rounded(parameter.clone().reshape(shape)));
+            self.optimizer.masters.insert(name.to_owned(), parameter);
+        } else {
+            replace(param, parameter.reshape(shape));
         }
-        replace(param, new);
+        self.optimizer.moments.insert(name.to_owned(), Moments { first, second, updates });
     }
 }
 

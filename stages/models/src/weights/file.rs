@@ -324,6 +324,25 @@ impl Dtype {
         }
     }
 
+    pub(super) fn to_pickle(self) -> vw2_pickle::Dtype {
+        use vw2_pickle::Dtype as P;
+        match self {
+            Dtype::F64 => P::F64,
+            Dtype::F32 => P::F32,
+            Dtype::F16 => P::F16,
+            Dtype::BF16 => P::BF16,
+            Dtype::I64 => P::I64,
+            Dtype::I32 => P::I32,
+            Dtype::I16 => P::I16,
+            Dtype::I8 => P::I8,
+            Dtype::U64 => P::U64,
+            Dtype::U32 => P::U32,
+            Dtype::U16 => P::U16,
+            Dtype::U8 => P::U8,
+            Dtype::Bool => P::Bool,
+        }
+    }
+
     fn from_safetensors(dtype: safetensors::Dtype) -> Option<Dtype> {
         use safetensors::Dtype as S;
         Some(match dtype {
