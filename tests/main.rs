@@ -26,8 +26,8 @@ mod lying_media;
 mod repository;
 mod rollout;
 
-mod training;
 mod mixed;
+mod training;
 
 mod torch_files;
 

@@ -105,8 +105,7 @@ fn mean(rows: &[Vec<f32>]) -> Vec<f32> {
 fn components(rows: &[Vec<f32>], count: usize) -> Vec<Vec<f32>> {
     let Some(size) = rows.first().map(Vec::len) else { return Vec::new() };
     let mut rng = StdRng::seed_from_u64(0);
-    let mut basis: Vec<Vec<f64>> =
-        (0..count).map(|_| (0..size).map(|_| rng.random::<f64>() - 0.5).collect()).collect();
+    let mut basis: Vec<Vec<f64>> = (0..count).map(|_| (0..size).map(|_| rng.random::<f64>() - 0.5).collect()).collect();
     let mut variances = Vec::new();
     for _ in 0..ROUNDS {
         orthonormalise(&mut basis);

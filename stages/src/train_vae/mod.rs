@@ -30,6 +30,9 @@ impl Stage for TrainVae {
 
     fn check(&self) -> Result<(), String> {
         VaeConfig::preset(&self.0.preset).map_err(|error| error.to_string())?;
+        if self.0.parts().iter().any(|part| Learn { video: part.learn.video, ..Learn::default() } != part.learn) {
+            return Err("`learn`: a VAE learns `video` alone; the other parts are of a dLDM".into());
+        }
         self.0.check()
     }
 
@@ -55,7 +58,6 @@ const LATENT_WEIGHT: f64 = 1e-4;
 
 impl Reconstruct for Vae {
     const NAME: &'static str = "vae";
-    const LEARNS_CODES: bool = false;
     type Guide = ();
 
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError> {

@@ -5,7 +5,7 @@
 //! Source: spec sections 3.7 and 7.2.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use vw2_engine::stage::{Context, How, InputFile, Location, Operator, Output, StageError, Unit};
@@ -88,8 +88,8 @@ pub struct PhaseParams {
     pub optimizer: Option<OptimizerParams>,
 }
 
-/// Weights of what is learned. `stills` and `changes` are for a dLDM from nothing (see `train_dldm/changes.rs`): with the
-/// default, which is the released training, such a one lets its codes fall together and draws the still scene.
+/// Weights of what is learned. All but `video` are for a dLDM from nothing (see `train_dldm/changes.rs`): with the default,
+/// which is the released training, such a one lets its codes fall together and draws the still scene.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Learn {
@@ -97,19 +97,21 @@ pub struct Learn {
     pub video: f64,
     /// Each latent frame's picture, from its own map, without codes.
     pub stills: f64,
+    /// Each latent frame's pixels from its map by a linear map of each cell: what the maps hold then lies open.
+    pub cells: f64,
     /// What changes between latent frames, said by the codes before they are rounded.
     pub changes: f64,
 }
 
 impl Default for Learn {
     fn default() -> Learn {
-        Learn { video: 1.0, stills: 0.0, changes: 0.0 }
+        Learn { video: 1.0, stills: 0.0, cells: 0.0, changes: 0.0 }
     }
 }
 
 impl Learn {
     fn check(&self) -> Result<(), String> {
-        let weights = [self.video, self.stills, self.changes];
+        let weights = [self.video, self.stills, self.cells, self.changes];
         match weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) && weights.iter().sum::<f64>() > 0.0 {
             true => Ok(()),
             false => Err("`learn`: weights are 0 or more, and one at least is above 0".into()),
@@ -214,8 +216,6 @@ impl Part {
 pub(crate) trait Reconstruct: Module + Named {
     /// `vae` or `dldm`, as table `checkpoints` names it.
     const NAME: &'static str;
-    /// Whether [`Learn::stills`] and [`Learn::changes`] mean something to it.
-    const LEARNS_CODES: bool;
     /// What [`Reconstruct::learn`] goes by beside the clip.
     type Guide;
 
@@ -253,6 +253,11 @@ pub(crate) trait Reconstruct: Module + Named {
     /// The last touch after training, from clips f32 [1, 3, T, H, W] of the training set.
     fn finish(self, _clips: &mut dyn Iterator<Item = Result<Tensor<5>, StageError>>) -> Result<Self, StageError> {
         Ok(self)
+    }
+
+    /// What the checkpoint holds of it.
+    fn published(&self) -> Vec<(String, TensorData)> {
+        weights::collect(self)
     }
 
     fn config(&self) -> Value;
@@ -344,7 +349,8 @@ impl<M: Reconstruct> Reconstructor<M> {
         let guide = model.guide(&learn, &mut seen, &device)?;
         let backwards = params.backwards;
         let seed = params.seed;
-        let mut lesson = Reconstructing::<M> { parts, orders, seed, backwards, clips, rows: train_rows, held, device, guide };
+        let mut lesson =
+            Reconstructing::<M> { parts, orders, seed, backwards, clips, rows: train_rows, held, device, guide };
         let phases = lesson.parts.iter();
         let phases = phases.map(|part| Phase { steps: part.steps, optimizer: part.optimizer.clone() }).collect();
         let course = Course { ctx, unit, phases, checks: params.checks, upkeep: &params.upkeep };
@@ -399,7 +405,7 @@ impl<M: Reconstruct> Reconstructor<M> {
         metrics.extend(trained.figures.iter().map(|&(name, value)| (name.to_owned(), json!(value))));
         let publication = Publication {
             model: M::NAME,
-            tensors: weights::collect(&model),
+            tensors: model.published(),
             save_type: SaveType::F16,
             config: model.config().to_string(),
             notes: Vec::new(),

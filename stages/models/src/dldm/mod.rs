@@ -214,7 +214,9 @@ impl Dldm {
         let wanted = self.config.encoder_out_dim;
         match found == wanted {
             true => Ok(()),
-            false => Err(Error::Input(format!("dldm: the first frame's map has {found} channels; {wanted} are wanted"))),
+            false => {
+                Err(Error::Input(format!("dldm: the first frame's map has {found} channels; {wanted} are wanted")))
+            }
         }
     }
 
