@@ -33,7 +33,7 @@ pub(crate) use pixel_errors::PixelErrors;
 pub(crate) use plot::{Curve, plot_svg};
 pub(crate) use publish::{Publication, publish};
 pub(crate) use reconstruct::Reconstruction;
-pub(crate) use reconstruct::{Reconstruct, Reconstructed, Reconstructor};
+pub(crate) use reconstruct::{Drawn, Learn, Picture, Reconstruct, Reconstructed, Reconstructor};
 pub(crate) use start::{connected_weights, parent_weights};
 pub(crate) use trainer::Upkeep;
 pub(crate) use trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, train};
