@@ -61,7 +61,6 @@ impl Stage for TrainDldm {
 
 impl Reconstruct for Pupil {
     const NAME: &'static str = "dldm";
-    const LEARNS_CODES: bool = true;
     type Guide = Option<Changes>;
 
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError> {

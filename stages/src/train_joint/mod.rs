@@ -17,8 +17,8 @@ use vw2_engine::stage::{
     Context, How, InputFile, Location, Needs, Operator, Output, Placement, Port, Stage, StageError, Table, Unit,
 };
 use vw2_kernels::normalise;
+use vw2_models::dit::DitConfig;
 use vw2_models::dit::hint::{control_hint, resize};
-use vw2_models::dit::{DitConfig, VideoDit};
 use vw2_models::train::jitter::{self, Jitter};
 use vw2_models::train::order::{Order, mix};
 use vw2_models::train::{Group, Log};
