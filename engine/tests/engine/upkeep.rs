@@ -18,7 +18,11 @@ fn a_store_of_format_1_is_brought_to_date_and_computes_nothing() {
     let refused = Store::open_read(project.path("store")).err().unwrap().to_string();
     assert!(refused.contains("has the older format 1; a `vw2-pipe run` with it brings it to format"), "{refused}");
     let migrated = project.store().quarantine("toy").unwrap();
-    assert_eq!(migrated.iter().map(|entry| entry.keys.len()).collect::<Vec<_>>(), [1], "its verdict is found by its words");
+    assert_eq!(
+        migrated.iter().map(|entry| entry.keys.len()).collect::<Vec<_>>(),
+        [1],
+        "its verdict is found by its words"
+    );
     let report = project.run();
     assert_eq!(executed(&report), []);
     assert_eq!(project.result(), project.rebuilt(&[]));
