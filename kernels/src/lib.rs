@@ -29,7 +29,14 @@ pub use ops::picture::{
 };
 
 /// All kernels, in the order of the data's way.
-pub static KERNELS: &[Kernel] = &[ops::picture::KERNEL, ops::fsq::KERNEL, ops::attention::KERNEL, ops::adamw::KERNEL, ops::cross_entropy::KERNEL, ops::norm::KERNEL];
+pub static KERNELS: &[Kernel] = &[
+    ops::picture::KERNEL,
+    ops::fsq::KERNEL,
+    ops::attention::KERNEL,
+    ops::adamw::KERNEL,
+    ops::cross_entropy::KERNEL,
+    ops::norm::KERNEL,
+];
 
 /// One kernel, with all that its tests and benches need.
 pub struct Kernel {

@@ -56,10 +56,8 @@ pub fn adamw(before: Stepped, gradient: Tensor<1>, step: &AdamWStep) -> Stepped 
 /// The sum of the squares of each tensor, summed in f64; NaN or infinite where a tensor holds such a value.
 pub fn squares(tensors: Vec<Tensor<1>>) -> Vec<f64> {
     // All kernels are started before the first result is waited for.
-    let sums: Vec<Tensor<1>> = tensors
-        .into_iter()
-        .map(|tensor| Tensor::from_dispatch(Dispatch::squares(tensor.into_dispatch())))
-        .collect();
+    let sums: Vec<Tensor<1>> =
+        tensors.into_iter().map(|tensor| Tensor::from_dispatch(Dispatch::squares(tensor.into_dispatch()))).collect();
     sums.into_iter().map(|sum| sum.into_data().iter::<f64>().sum()).collect()
 }
 
@@ -135,12 +133,8 @@ impl AdamWOps for Flex {
             .zip(first.storage_mut::<f32>().par_chunks_mut(PART))
             .zip(second.storage_mut::<f32>().par_chunks_mut(PART))
             .zip(gradients.par_chunks(PART));
-        if gradients.len() <= PART {
-            parts.with_min_len(usize::MAX)
-        } else {
-            parts.with_min_len(1)
-        }
-        .for_each(|(((parameter, first), second), gradient)| advance(parameter, gradient, first, second, factors));
+        if gradients.len() <= PART { parts.with_min_len(usize::MAX) } else { parts.with_min_len(1) }
+            .for_each(|(((parameter, first), second), gradient)| advance(parameter, gradient, first, second, factors));
         (parameter, first, second)
     }
 
@@ -380,9 +374,7 @@ mod tests {
         let change = first.clone() / second.clone().sqrt().div_scalar(root).add_scalar(step.eps);
         let change = change.mul_scalar(step.rate / (1.0 - step.beta1.powi(3)));
         let parameter = before.parameter.mul_scalar(1.0 - step.rate * step.weight_decay) - change;
-        for (ours, wanted) in
-            [(after.parameter, parameter), (after.first, first), (after.second, second)]
-        {
+        for (ours, wanted) in [(after.parameter, parameter), (after.first, first), (after.second, second)] {
             assert_eq!(ours.into_data(), wanted.into_data());
         }
     }

@@ -672,7 +672,8 @@ mod tests {
         let draw = |n: usize| Tensor::<4>::random([2, 3, n, 10], Distribution::Default, &device);
         let (x, shift, scale) = (draw(5), draw(1), draw(1));
         let ones = Tensor::<1>::ones([10], &device);
-        let wanted = layer_norm(x.clone(), ones.clone(), ones.zeros_like(), 1e-6) * (scale.clone() + 1.0) + shift.clone();
+        let wanted =
+            layer_norm(x.clone(), ones.clone(), ones.zeros_like(), 1e-6) * (scale.clone() + 1.0) + shift.clone();
         let difference: f32 = (modulate(x, shift, scale, 1e-6) - wanted).abs().max().into_scalar();
         assert!(difference < 2e-6, "seed 4: {difference}");
     }

@@ -12,6 +12,7 @@ use vw2_engine::stage::{Context, How, InputFile, Location, Operator, Output, Sta
 use vw2_kernels::{denormalise, device, normalise};
 use vw2_models::train::Log;
 use vw2_models::train::order::{Order, mix};
+use vw2_models::train::perceptual::Vgg;
 use vw2_models::weights::{self, Named, SaveType, Weights};
 
 use super::trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, Upkeep, train};
@@ -46,6 +47,10 @@ pub struct Reconstruction {
     /// Distance of pixels: `l1` (released), `l2` (paper).
     #[serde(default)]
     pub loss: PixelLoss,
+    /// Also compare what an ImageNet VGG-16 sees (released, with weight 0.1; spec 3.7). Without its weights the term is left
+    /// out.
+    #[serde(default)]
+    pub perceptual: Option<Perceptual>,
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
@@ -78,6 +83,20 @@ pub struct PhaseParams {
     pub loss: Option<PixelLoss>,
     #[serde(default)]
     pub optimizer: Option<OptimizerParams>,
+}
+
+/// The perceptual term of the loss.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Perceptual {
+    /// VGG-16's weights by torchvision's names: `vgg16-397923af.pth`, or a copy as safetensors.
+    pub weights: InputFile,
+    #[serde(default = "perceptual_weight")]
+    pub weight: f64,
+}
+
+fn perceptual_weight() -> f64 {
+    0.1
 }
 
 /// How far apart pixels are.
@@ -125,6 +144,9 @@ impl Reconstruction {
         }
         for part in self.parts() {
             part.check()?;
+        }
+        if let Some(Perceptual { weight, .. }) = self.perceptual.as_ref().filter(|term| !(term.weight >= 0.0)) {
+            return Err(format!("`perceptual.weight` is {weight}; it wants 0 or more"));
         }
         self.upkeep.0.check()
     }
@@ -252,6 +274,14 @@ impl<M: Reconstruct> Reconstructor<M> {
         let (train_rows, held) = held_out(table, 10);
         let device = device::parse(&ctx.device)?;
         let model = self.first_model(unit, &device.clone().autodiff())?;
+        if params.perceptual.is_none() && params.preset == "released" && M::NAME == "dldm" {
+            let remedy = "give VGG-16's weights as `perceptual = { weights = … }`";
+            tracing::warn!("{}: the loss has no perceptual term, which the released one has; {remedy}", unit.id);
+        }
+        let perceptual = match &params.perceptual {
+            Some(Perceptual { weights, weight }) => Some((Vgg::load(&Weights::open(&weights.0)?, &device)?, *weight)),
+            None => None,
+        };
         let orders = parts.iter().enumerate().map(|(phase, part)| {
             let seed = if phase == 0 { params.seed } else { mix(params.seed, phase as u64) };
             Order::new(train_rows.len(), part.minibatch, seed)
@@ -265,6 +295,7 @@ impl<M: Reconstruct> Reconstructor<M> {
             rows: train_rows,
             held,
             device,
+            perceptual,
             model: self.model,
         };
         let phases = lesson.parts.iter();
@@ -349,6 +380,8 @@ struct Reconstructing<'a, M> {
     rows: Vec<usize>,
     held: Vec<usize>,
     device: Device,
+    /// The network of the perceptual term, and the term's weight.
+    perceptual: Option<(Vgg, f64)>,
     model: std::marker::PhantomData<M>,
 }
 
@@ -392,11 +425,16 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
         let x = Tensor::from_inner(minibatch_tensor(&pixels, [picks.len(), frames, h, w], &self.device)?);
         let Reconstructed { video, penalties } = model.reconstruct(x.clone())?;
         let error = match part.loss {
-            PixelLoss::L1 => (video - x.clone()).abs(),
-            PixelLoss::L2 => (video - x.clone()).square(),
+            PixelLoss::L1 => (video.clone() - x.clone()).abs(),
+            PixelLoss::L2 => (video.clone() - x.clone()).square(),
         };
         let mut parts = vec![(PIXELS, f64::from(error.clone().mean().into_scalar::<f32>()))];
-        let mut total = weighted_mean(error, x, part.motion_weight);
+        let mut total = weighted_mean(error, x.clone(), part.motion_weight);
+        if let Some((vgg, weight)) = &self.perceptual {
+            let term = vgg.distance(x, video)?;
+            parts.push(("perceptual", f64::from(term.clone().into_scalar::<f32>())));
+            total = total + term.mul_scalar(*weight);
+        }
         for (name, penalty) in penalties {
             parts.push((name, f64::from(penalty.clone().into_scalar::<f32>())));
             total = total + penalty;

@@ -217,8 +217,7 @@ fn forward(
         if first < last || first + TILE > bounds.rest as usize {
             let keys = usize::min(m - first, TILE);
             let key_start = (head * m + first) * sizes.width;
-            let (near, far) =
-                products(q, q_start, count, k, key_start, keys, &mut rows, &mut tile, sizes);
+            let (near, far) = products(q, q_start, count, k, key_start, keys, &mut rows, &mut tile, sizes);
             let near_seen = sees(query, first + lane, real, batch * m, &bounds, sizes);
             let far_seen = sees(query, first + lane + SIDE, real, batch * m, &bounds, sizes);
             weights[row * TILE + lane] = select(near_seen, near * bounds.scale, NEVER);
@@ -406,7 +405,13 @@ struct Launch {
 impl Launch {
     fn new(q: &CubeTensor, k: &CubeTensor, form: Form) -> Launch {
         let ([batch, heads, queries, width], [_, shared, ..]) = (q.shape().dims(), k.shape().dims());
-        Launch { client: q.client.clone(), sizes: Sizes { width, heads, shared, marked: form.marked }, form, batch, queries }
+        Launch {
+            client: q.client.clone(),
+            sizes: Sizes { width, heads, shared, marked: form.marked },
+            form,
+            batch,
+            queries,
+        }
     }
 
     fn bounds(&self) -> BoundsLaunch {

@@ -48,9 +48,8 @@ fn threads_change_no_bit() {
     let run = || {
         let device = Device::flex().autodiff();
         device.seed(8);
-        let [q, k, v] = [0; 3].map(|_| {
-            Tensor::<4>::random([1, 3, 700, 24], Distribution::Normal(0.0, 1.0), &device).require_grad()
-        });
+        let [q, k, v] = [0; 3]
+            .map(|_| Tensor::<4>::random([1, 3, 700, 24], Distribution::Normal(0.0, 1.0), &device).require_grad());
         let out = attention(q.clone(), k.clone(), v.clone(), &Sight::causal());
         let grads = out.clone().powi_scalar(2).sum().backward();
         let grads = [q, k, v].map(|x| floats(x.grad(&grads).unwrap()));
@@ -68,8 +67,11 @@ fn strides_are_read_as_they_are() {
     let stored = |x: Tensor<4>, a: usize, b: usize| {
         let swapped = x.swap_dims(a, b);
         let (shape, data) = (swapped.dims(), swapped.into_data());
-        Tensor::<4>::from_data(burn::tensor::TensorData::new(data.try_into_vec::<f32>().unwrap(), shape), &Device::flex())
-            .swap_dims(a, b)
+        Tensor::<4>::from_data(
+            burn::tensor::TensorData::new(data.try_into_vec::<f32>().unwrap(), shape),
+            &Device::flex(),
+        )
+        .swap_dims(a, b)
     };
     let larger = Tensor::cat(vec![draw(12, [2, 6, 3, 10]), v, draw(13, [2, 6, 3, 10])], 2);
     let strided = attention(stored(q, 1, 2), stored(k, 2, 3), larger.narrow(2, 3, 3), &Sight::all());

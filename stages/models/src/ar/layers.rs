@@ -95,13 +95,7 @@ impl Attention {
     }
 
     /// As [`Attention::forward`] for T positions after the `seen` ones that `memory` holds; adds them to it.
-    pub(crate) fn extend(
-        &self,
-        x: Tensor<3>,
-        rotary: &Rotary,
-        memory: &mut Memory,
-        seen: usize,
-    ) -> Tensor<3> {
+    pub(crate) fn extend(&self, x: Tensor<3>, rotary: &Rotary, memory: &mut Memory, seen: usize) -> Tensor<3> {
         let length = x.dims()[1];
         let (q, k, v) = self.project(x, rotary);
         write(&mut memory.keys, k, seen);

@@ -27,6 +27,7 @@ pub mod losses;
 pub mod metrics;
 mod optim;
 pub mod order;
+pub mod perceptual;
 mod schedule;
 
 pub use grads::Grads;

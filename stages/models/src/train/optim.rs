@@ -11,6 +11,8 @@ use burn::module::Param;
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
+use vw2_kernels::{AdamWStep, Stepped, adamw};
+
 use super::Grads;
 use crate::weights::{Named, Names, Visitor};
 
@@ -101,30 +103,25 @@ impl<R: Fn(&str) -> Option<Rule>> Visitor for Update<'_, R> {
         let Some(grad) = self.grads.get(name) else { return };
         let Some(Rule { rate, weight_decay }) = (self.rule)(name) else { return };
         let AdamWConfig { beta1, beta2, eps, .. } = self.optimizer.config;
-        let grad = grad.clone();
-        let entry = self.optimizer.moments.entry(name.to_owned());
-        let moments =
-            entry.or_insert_with(|| Moments { first: grad.zeros_like(), second: grad.zeros_like(), updates: 0 });
-        moments.updates += 1;
-        moments.first = moments.first.clone() + (grad.clone() - moments.first.clone()).mul_scalar(1.0 - beta1);
-        moments.second = moments.second.clone().mul_scalar(beta2) + grad.square().mul_scalar(1.0 - beta2);
-
-        let updates = moments.updates as f64;
-        let step = rate / (1.0 - beta1.powf(updates));
-        let root = (1.0 - beta2.powf(updates)).sqrt();
-        let scale = moments.second.clone().sqrt().div_scalar(root).add_scalar(eps);
-        let change = (moments.first.clone() / scale).mul_scalar(step);
-
+        // Taken out, so that the step may update them in place.
+        let before = self.optimizer.moments.remove(name);
+        let Moments { first, second, updates } =
+            before.unwrap_or_else(|| Moments { first: grad.zeros_like(), second: grad.zeros_like(), updates: 0 });
+        let updates = updates + 1;
         let old = param.val().inner();
         let shape = old.dims();
-        let master = self.optimizer.masters.get_mut(name);
-        let old = master.as_ref().map_or(old, |master| (**master).clone().reshape(shape));
-        let mut new = old.mul_scalar(1.0 - rate * weight_decay) - change.reshape(shape);
-        if let Some(master) = master {
-            *master = new.clone().reshape([-1]);
-            new = rounded(new);
+        let master = self.optimizer.masters.remove(name);
+        let held = master.is_some();
+        let parameter = master.unwrap_or_else(|| old.reshape([-1]));
+        let step = AdamWStep { clip: 1.0, rate, beta1, beta2, eps, weight_decay, updates };
+        let Stepped { parameter, first, second } = adamw(Stepped { parameter, first, second }, grad.clone(), &step);
+        self.optimizer.moments.insert(name.to_owned(), Moments { first, second, updates });
+        if held {
+            replace(param, rounded(parameter.clone()).reshape(shape));
+            self.optimizer.masters.insert(name.to_owned(), parameter);
+        } else {
+            replace(param, parameter.reshape(shape));
         }
-        replace(param, new);
     }
 }
 
