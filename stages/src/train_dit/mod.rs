@@ -109,6 +109,10 @@ impl Stage for TrainDit {
     ];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
 
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        crate::training::expand(Self::KIND, params)
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.steps == 0 || self.minibatch == 0 {
             return Err("`steps` and `minibatch` are at least 1".into());

@@ -37,6 +37,10 @@ impl Stage for TrainDldm {
         &[Port::whole("frames", &tables::FRAMES), Port::whole("init", &tables::CHECKPOINTS).optional()];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
 
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        crate::training::expand(Self::KIND, params)
+    }
+
     fn check(&self) -> Result<(), String> {
         DldmConfig::preset(&self.0.preset).map_err(|error| error.to_string())?;
         self.0.check()

@@ -28,6 +28,10 @@ impl Stage for TrainVae {
         &[Port::whole("frames", &tables::FRAMES), Port::whole("init", &tables::CHECKPOINTS).optional()];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
 
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        crate::training::expand(Self::KIND, params)
+    }
+
     fn check(&self) -> Result<(), String> {
         VaeConfig::preset(&self.0.preset).map_err(|error| error.to_string())?;
         if self.0.parts().iter().any(|part| Learn { video: part.learn.video, ..Learn::default() } != part.learn) {

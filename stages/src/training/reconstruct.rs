@@ -12,6 +12,7 @@ use vw2_engine::stage::{Context, How, InputFile, Location, Operator, Output, Sta
 use vw2_kernels::{denormalise, device, normalise};
 use vw2_models::train::Log;
 use vw2_models::train::order::{Order, mix};
+use vw2_models::train::perceptual::Vgg;
 use vw2_models::weights::{self, Named, SaveType, Weights};
 
 use super::trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, Upkeep, train};
@@ -56,6 +57,10 @@ pub struct Reconstruction {
     /// Half of the training clips run backwards: twice the motion from as many videos.
     #[serde(default)]
     pub backwards: bool,
+    /// Also compare what an ImageNet VGG-16 sees (released, with weight 0.1; spec 3.7). Without its weights the term is left
+    /// out.
+    #[serde(default)]
+    pub perceptual: Option<Perceptual>,
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
@@ -123,6 +128,20 @@ impl Learn {
     }
 }
 
+/// The perceptual term of the loss.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Perceptual {
+    /// VGG-16's weights by torchvision's names: `vgg16-397923af.pth`, or a copy as safetensors.
+    pub weights: InputFile,
+    #[serde(default = "perceptual_weight")]
+    pub weight: f64,
+}
+
+fn perceptual_weight() -> f64 {
+    0.1
+}
+
 /// How far apart pixels are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -171,6 +190,9 @@ impl Reconstruction {
             part.check()?;
         }
         self.mix.as_ref().map_or(Ok(()), Mix::check)?;
+        if let Some(Perceptual { weight, .. }) = self.perceptual.as_ref().filter(|term| !(term.weight >= 0.0)) {
+            return Err(format!("`perceptual.weight` is {weight}; it wants 0 or more"));
+        }
         self.upkeep.0.check()
     }
 
@@ -342,6 +364,14 @@ impl<M: Reconstruct> Reconstructor<M> {
         let (train_rows, held) = held_out(table, 10);
         let device = device::parse(&ctx.device)?;
         let model = self.first_model(unit, &device.clone().autodiff())?;
+        if params.perceptual.is_none() && params.preset == "released" && M::NAME == "dldm" {
+            let remedy = "give VGG-16's weights as `perceptual = { weights = … }`";
+            tracing::warn!("{}: the loss has no perceptual term, which the released one has; {remedy}", unit.id);
+        }
+        let perceptual = match &params.perceptual {
+            Some(Perceptual { weights, weight }) => Some((Vgg::load(&Weights::open(&weights.0)?, &device)?, *weight)),
+            None => None,
+        };
         let orders = parts.iter().enumerate().map(|(phase, part)| {
             let seed = if phase == 0 { params.seed } else { mix(params.seed, phase as u64) };
             mixing::order(params.mix.as_ref(), table, &train_rows, part.minibatch, seed)
@@ -352,10 +382,18 @@ impl<M: Reconstruct> Reconstructor<M> {
         let step = train_rows.len().div_ceil(GUIDE_CLIPS);
         let mut seen = train_rows.iter().step_by(step).map(|&row| Ok(normalise(&clips.clip(row)?, size, &device)?));
         let guide = model.guide(&learn, &mut seen, &device)?;
-        let backwards = params.backwards;
-        let seed = params.seed;
-        let mut lesson =
-            Reconstructing::<M> { parts, orders, seed, backwards, clips, rows: train_rows, held, device, guide };
+        let mut lesson = Reconstructing::<M> {
+            parts,
+            orders,
+            seed: params.seed,
+            backwards: params.backwards,
+            clips,
+            rows: train_rows,
+            held,
+            device,
+            guide,
+            perceptual,
+        };
         let phases = lesson.parts.iter();
         let phases = phases.map(|part| Phase { steps: part.steps, optimizer: part.optimizer.clone() }).collect();
         let course = Course { ctx, unit, phases, checks: params.checks, upkeep: &params.upkeep };
@@ -440,6 +478,8 @@ struct Reconstructing<'a, M: Reconstruct> {
     held: Vec<usize>,
     device: Device,
     guide: M::Guide,
+    /// The network of the perceptual term, and the term's weight.
+    perceptual: Option<(Vgg, f64)>,
 }
 
 impl<M: Reconstruct> Reconstructing<'_, M> {
@@ -490,12 +530,17 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
         let Drawn { pictures, mut penalties } = model.learn(x, &part.learn, &self.guide)?;
         let value = |loss: &Tensor<1>| f64::from(loss.clone().into_scalar::<f32>());
         let mut parts: Vec<_> = penalties.iter().map(|(name, penalty)| (*name, value(penalty))).collect();
-        for Picture { name, weight, video, truth } in pictures {
+        for Picture { name, weight, video: drawn, truth } in pictures {
             let error = match part.loss {
-                PixelLoss::L1 => (video - truth.clone()).abs(),
-                PixelLoss::L2 => (video - truth.clone()).square(),
+                PixelLoss::L1 => (drawn.clone() - truth.clone()).abs(),
+                PixelLoss::L2 => (drawn.clone() - truth.clone()).square(),
             };
             parts.push((name, value(&error.clone().mean())));
+            if let (PIXELS, Some((vgg, weight))) = (name, &self.perceptual) {
+                let term = vgg.distance(truth.clone(), drawn)?;
+                parts.push(("perceptual", value(&term)));
+                penalties.push(("perceptual", term.mul_scalar(*weight)));
+            }
             penalties.push((name, weighted_mean(error, truth, part.motion_weight).mul_scalar(weight)));
         }
         let total = penalties.into_iter().reduce(|(_, sum), (_, penalty)| ("", sum + penalty));
