@@ -30,7 +30,6 @@ mod mixed;
 mod training;
 
 mod torch_files;
-mod training;
 
 mod layers;
 
