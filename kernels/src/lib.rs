@@ -12,10 +12,12 @@ pub mod ops;
 
 #[cfg(test)]
 mod check;
+mod lanes;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 pub use device::{DeviceError, available, numeric_class, parse};
+pub use ops::conv3d::{Front, Steps, conv3d};
 pub use ops::fsq::{fsq, fsq_bound, fsq_codes_to_indices, fsq_dequantise, fsq_indices};
 pub use ops::picture::{
     Filter, Layout, Matrix, Picture, PictureError, Range, Resize, Rounding, denormalise, normalise, picture_to_levels,
@@ -23,7 +25,7 @@ pub use ops::picture::{
 };
 
 /// All kernels, in the order of the data's way.
-pub static KERNELS: &[Kernel] = &[ops::picture::KERNEL, ops::fsq::KERNEL];
+pub static KERNELS: &[Kernel] = &[ops::picture::KERNEL, ops::conv3d::KERNEL, ops::fsq::KERNEL];
 
 /// One kernel, with all that its tests and benches need.
 pub struct Kernel {

@@ -1,5 +1,6 @@
 //! One file or folder per kernel.
 
+pub mod conv3d;
 pub mod fsq;
 pub mod picture;
 

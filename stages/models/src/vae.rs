@@ -18,6 +18,7 @@ mod tests;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use vw2_kernels::Front;
 
 use crate::error::{Error, Result};
 use crate::nn::{CausalConv3d, Init, Tap};
@@ -196,7 +197,7 @@ impl Vae {
             let part = x.clone().narrow(1, start, window.min(frames - start));
             parts.push(self.encoder.forward(part, &mut stream, tap));
         }
-        let moments = self.conv1.forward(Tensor::cat(parts, 1));
+        let moments = self.conv1.forward(Tensor::cat(parts, 1), Front::Zeros(0), None);
         Ok(moments.narrow(2, 0, self.config.z_dim).swap_dims(1, 2))
     }
 
@@ -207,7 +208,7 @@ impl Vae {
     pub fn moments(&self, x: Tensor<5>) -> Result<(Tensor<5>, Tensor<5>)> {
         self.check_frames(&x)?;
         let h = self.encoder.forward(x.swap_dims(1, 2), &mut Stream::once(), &mut Tap::off());
-        let moments = self.conv1.forward(h).swap_dims(1, 2);
+        let moments = self.conv1.forward(h, Front::Zeros(0), None).swap_dims(1, 2);
         let z = self.config.z_dim;
         Ok((moments.clone().narrow(1, 0, z), moments.narrow(1, z, z)))
     }
@@ -226,7 +227,7 @@ impl Vae {
     /// As [`Vae::decode`].
     pub fn decode_tapped(&self, z: Tensor<5>, tap: &mut Tap<'_>) -> Result<Tensor<5>> {
         self.check_latents(&z)?;
-        let x = self.conv2.forward(self.denormalise(z).swap_dims(1, 2));
+        let x = self.conv2.forward(self.denormalise(z).swap_dims(1, 2), Front::Zeros(0), None);
         tap.frames(format_args!("conv2"), &x);
         let mut stream = Stream::keeping();
         let frames = (0..x.dims()[1]).map(|index| {
@@ -242,7 +243,7 @@ impl Vae {
     /// As [`Vae::decode`].
     pub fn decode_means(&self, mu: Tensor<5>) -> Result<Tensor<5>> {
         self.check_latents(&mu)?;
-        let x = self.conv2.forward(mu.swap_dims(1, 2));
+        let x = self.conv2.forward(mu.swap_dims(1, 2), Front::Zeros(0), None);
         Ok(self.decoder.forward(x, &mut Stream::once(), &mut Tap::off()).swap_dims(1, 2))
     }
 

@@ -87,7 +87,7 @@ fn high_sigma_share() -> f64 {
 
 impl Stage for TrainDit {
     const KIND: &'static str = "train-dit";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "all frames to a diffusion transformer with control branch";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[

@@ -10,7 +10,7 @@ pub mod rotary;
 pub mod tap;
 
 pub use attention::{attend, attend_beside_zeros};
-pub use causal_conv3d::{CausalConv3d, convolve};
+pub use causal_conv3d::CausalConv3d;
 pub use init::Init;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm, standardise};
