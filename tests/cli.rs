@@ -12,7 +12,7 @@ fn told(project: &Project, arguments: &[&str]) -> String {
 #[test]
 fn every_command_helps_with_examples() {
     let project = Project::new();
-    let commands = ["", "run", "plan", "stages", "status", "quarantine", "gc", "verify", "convert"];
+    let commands = ["", "run", "plan", "stages", "devices", "status", "quarantine", "gc", "verify", "convert"];
     let commands = commands.into_iter().chain(["show", "show clip", "show code", "show weights"]);
     for command in commands {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
@@ -52,6 +52,7 @@ fn wrong_words_on_the_command_line() {
         (&["run", PIPELINE, "--only", "code"], "did you mean `codes`"),
         (&["run", PIPELINE, "--limit", "0"], "wants a whole number from 1 on"),
         (&["run", PIPELINE, "--device", "abacus"], "abacus"),
+        (&["run", PIPELINE, "--device", "cpu,abacus"], "abacus"),
         (&["stages", "slize"], "slice"),
         (&["status"], "no store at `.vw2`"),
         (&["gc"], "no store at `.vw2`"),
@@ -190,6 +191,26 @@ fn stage_kinds_are_listed_and_portrayed() {
         assert!(one.stdout.contains(&format!("kind = \"{}\"", kind.kind)), "{}", one.stdout);
     }
     insta::assert_snapshot!(project.vw2(&["stages", "slice"]).stdout);
+}
+
+#[test]
+fn devices_are_listed_with_what_they_do_and_those_that_are_missing_with_why() {
+    let project = Project::new();
+    let json = project.vw2(&["devices", "--json"]).json();
+    let (devices, absent) = (json["devices"].as_array().unwrap(), json["absent"].as_array().unwrap());
+    assert_eq!(devices[0]["device"], "cpu");
+    for device in devices {
+        for rate in ["f32_gflops", "gbytes_per_second"] {
+            assert!(device[rate].as_f64().is_some_and(|rate| rate > 0.0), "{rate} of {json:#}");
+        }
+    }
+    for family in ["cuda", "wgpu"] {
+        let listed = devices.iter().any(|device| device["device"].as_str().unwrap().starts_with(family));
+        let reason = absent.iter().find(|entry| entry["family"] == family);
+        assert!(listed != reason.is_some_and(|entry| entry["reason"] != ""), "{family}: {json:#}");
+    }
+    let told = project.vw2(&["devices"]).stdout;
+    assert!(told.starts_with("device ") && told.contains("\ncpu "), "{told}");
 }
 
 #[test]

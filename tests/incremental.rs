@@ -50,6 +50,15 @@ fn outputs(project: &Project) -> BTreeMap<String, String> {
 }
 
 #[test]
+fn two_devices_give_the_bytes_of_one() {
+    let (one, two) = (Project::with_clips(3), Project::with_clips(3));
+    let first = one.run(&["--device", "cpu"]);
+    assert_eq!(two.run(&["--device", "cpu,cpu"]).executed(), first.executed());
+    assert_eq!(outputs(&two), outputs(&one));
+    assert_eq!(two.run(&["--device", "cpu"]).executed(), "", "a result is known by its numbers, not by its device");
+}
+
+#[test]
 fn each_edit_computes_only_what_it_affects() {
     const VIDEOS: usize = 4;
     let project = Project::with_clips(VIDEOS);

@@ -11,7 +11,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vw2-engine", &[]),
     ("vw2-pickle", &[]),
     ("vw2-data", &["vw2-pickle"]),
-    ("vw2-kernels", &[]),
+    ("vw2-hollow-cuda", &[]),
+    ("vw2-kernels", &["vw2-hollow-cuda"]),
     ("vw2-models", &["vw2-kernels", "vw2-pickle"]),
     ("vw2-stages", &["vw2-engine", "vw2-data", "vw2-kernels", "vw2-models"]),
     ("vw2-pipe", &["vw2-engine", "vw2-pickle", "vw2-data", "vw2-kernels", "vw2-models", "vw2-stages"]),
@@ -25,7 +26,8 @@ const KEPT_APART: &[(&[&str], &[&str], &str)] = &[
         "their API changes with each release; only the engine follows",
     ),
     (&["rusqlite"], &["vw2-engine", "vw2-pipe"], "the store is the engine's; the tests look into it"),
-    (&["cubecl", "burn-cubecl"], &["vw2-kernels"], "only kernels know that several backends exist"),
+    (&["cubecl", "burn-cubecl", "cudarc"], &["vw2-kernels"], "only kernels know that several backends exist"),
+    (&["libloading"], &["vw2-kernels"], "tests of kernels open a compiler that may not be there"),
     (&["burn"], &["vw2-kernels", "vw2-models", "vw2-stages"], "engine and data know no tensor"),
     (&["re_mp4", "rust_h264", "openh264", "muxide"], &["vw2-data"], "only data knows a video format"),
 ];
@@ -33,10 +35,12 @@ const KEPT_APART: &[(&[&str], &[&str], &str)] = &[
 /// The sections of a manifest that name dependencies.
 const SECTIONS: &[&str] = &["dependencies", "dev-dependencies", "build-dependencies"];
 
-/// Package name to its manifest, of every Cargo.toml in the repository. `fuzz` is a workspace of its own, as its tools
-/// want: it is built by another toolchain, so it can take nothing from the root, and the product nothing from it.
+/// Package name to its manifest, of every Cargo.toml in the repository but those of other workspaces. `fuzz` is built by
+/// another toolchain, so it can take nothing from the root, and the product nothing from it; `cubecl-llvm` stands in for a
+/// crate of others.
 fn manifests() -> BTreeMap<String, Table> {
-    let files = repository::files().into_iter().filter(|file| !file.starts_with("fuzz"));
+    let apart = ["fuzz", "kernels/cubecl-llvm"];
+    let files = repository::files().into_iter().filter(|file| !apart.iter().any(|folder| file.starts_with(folder)));
     let manifests = files.filter(|file| file.ends_with("Cargo.toml"));
     manifests
         .map(|file| {

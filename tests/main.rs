@@ -10,6 +10,11 @@ mod pipelines;
 
 mod incremental;
 
+#[path = "../engine/tests/engine/full_disk.rs"]
+mod full_disk;
+
+mod contract;
+
 mod explain;
 
 mod store_tools;
@@ -21,6 +26,13 @@ mod lying_media;
 mod repository;
 mod rollout;
 
+mod mixed;
+mod training;
+
+mod torch_files;
+
 mod layers;
+
+mod outputs;
 
 mod tidy;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use vw2_data::formats::code_dataset::{self, CodeRow};
 use vw2_data::formats::latent_code_infos::{self, VideoCodes};
 use vw2_data::media;
+use vw2_pickle::Dtype;
+use vw2_pickle::write::Pickle;
 
 use super::project::{PIPELINE, Project, finished, wait_for, weights};
 
@@ -137,6 +139,44 @@ fn codes_are_read_from_upstreams_files_too() {
     let failed = project.vw2(&["run", PIPELINE]);
     assert_eq!(failed.code, 2);
     assert!(failed.stderr.contains("codes.pt"), "{failed:#?}");
+}
+
+/// The text embedding that guidance leads away from, as upstream's `default_neg.pickle` holds it.
+#[test]
+fn guidance_leads_away_from_the_pickled_embedding() {
+    let project = project("diffusion");
+    project.edit("steps = 12, guidance = 1.5", "steps = 3, guidance = 1.5");
+    project.edit("size = [64", "clips = 1\nsize = [64");
+    let pickled = |tokens: usize, width: usize, value: fn(usize) -> f32| {
+        let values: Vec<u8> = (0..tokens * width).flat_map(|index| value(index).to_le_bytes()).collect();
+        let mut pickle = Pickle::new();
+        pickle.list(&[()], |pickle, ()| pickle.array(Dtype::F32, &[tokens, width], &values));
+        pickle.stop()
+    };
+    let width = 96; // of the tiny DiT
+    project.run(&[]);
+    let without = contents(&project);
+    project.write("default_neg.pickle", pickled(7, width, |_| 0.0));
+    project.edit("guidance = 1.5", "guidance = 1.5, negative = \"default_neg.pickle\"");
+    let drawn = |project: &Project| {
+        assert_eq!(project.run(&[]).count("rollouts", "executed"), 1);
+        contents(project)
+    };
+    assert_eq!(drawn(&project), without, "no text is a text of zeros");
+    project.write("default_neg.pickle", pickled(7, width, |index| (index as f32 * 0.7).sin()));
+    let away = drawn(&project);
+    let coarse = PathBuf::from("out/scene/rollout.mp4");
+    assert_ne!(away[&coarse], without[&coarse], "another embedding leads to another video");
+
+    for (bytes, told) in [
+        (pickled(2, width + 1, |_| 0.0), "tokens of width 97, but the DiT's are 96 wide"),
+        (b"\x80\x02cos\nsystem\n(X\x04\0\0\0trueR.".to_vec(), "`os.system` is asked for"),
+    ] {
+        project.write("default_neg.pickle", bytes);
+        let failed = project.vw2(&["run", PIPELINE]);
+        let text = failed.stderr.replace("\n  │ ", " ");
+        assert!(failed.code == 2 && text.contains("default_neg.pickle") && text.contains(told), "{told}: {failed:#?}");
+    }
 }
 
 #[test]

@@ -113,6 +113,48 @@ fn verify_finds_what_is_damaged_and_the_next_run_mends_it() {
 }
 
 #[test]
+fn a_sample_of_units_is_computed_once_more_and_compared() {
+    let project = with_codes();
+    let before = stored(&project);
+    let pipeline = ["verify", PIPELINE, "--only", "codes"];
+    let done = project.vw2(&[&pipeline[..], &["--sample", "99", "--json"]].concat());
+    let all = done.json();
+    let again = &all["recomputed"];
+    assert_eq!((done.code, &again["units"], &again["differences"]), (0, &again["all_units"], &json!([])), "{all:#}");
+    assert!(again["units"].as_u64() >= Some(7), "two videos, their clips, four codes: {all:#}");
+    assert_eq!(stored(&project), before, "the store stays as it is");
+    let told = project.vw2(&[&pipeline[..], &["--sample", "1", "--seed", "7"]].concat());
+    assert!(told.code == 0 && told.stdout.starts_with("computed 1 of "), "{told:#?}");
+    assert!(told.stdout.contains("all came out as the store has them\n"), "{told:#?}");
+
+    // Codes of another clip under this one's key, as a program with other arithmetic would leave them.
+    let manifest = rusqlite::Connection::open(project.path(".vw2/manifest.sqlite")).unwrap();
+    let sql =
+        "UPDATE memo_row SET content = (SELECT content FROM published WHERE id = 'ep_0000.mp4#0' AND stage = 'codes')
+               WHERE content = (SELECT content FROM published WHERE id = 'ep_0001.mp4#1' AND stage = 'codes')";
+    assert_eq!(manifest.execute(sql, []).unwrap(), 1);
+    drop(manifest);
+    let told = project.vw2(&[&pipeline[..], &["--sample", "99"]].concat());
+    assert!(told.code == 1 && told.stdout.contains("unit `ep_0001.mp4#1` of stage `codes`: "), "{told:#?}");
+    fails(&project.vw2(&["verify", PIPELINE]), "--sample");
+}
+
+#[test]
+fn a_forgotten_pipeline_leaves_its_files_alone() {
+    let project = with_codes();
+    let files = project.tree("out");
+    let said = project.vw2(&["gc", "--dry-run", "--forget", "toy"]);
+    assert!(said.code == 0 && said.stdout.contains("files left as they are; no run knows them any more"), "{said:#?}");
+    assert_eq!(project.vw2(&["gc", "--forget", "toy"]).stdout.replace("freed", "would free"), said.stdout);
+    assert_eq!(project.tree("out"), files);
+    assert!(!project.vw2(&["status"]).stdout.contains("pipeline toy"));
+    assert_eq!(project.tree(".vw2/blobs"), Default::default(), "nothing else needs them");
+    fails(&project.vw2(&["gc", "--forget", "toy"]), "the store knows no pipeline `toy`");
+    assert!(project.run(ONLY).executed().contains("codes=4"), "all is computed again");
+    assert_eq!(project.tree("out"), files, "equal files are taken over");
+}
+
+#[test]
 fn units_in_quarantine_are_listed_and_tried_again_when_asked() {
     let project = Project::with_clips(1);
     for (name, length) in [("short.mp4", 3_000), ("empty.mp4", 0)] {
@@ -145,7 +187,7 @@ fn units_in_quarantine_are_listed_and_tried_again_when_asked() {
     fs::copy(project.path("videos/short.mp4"), project.path("videos/copy.mp4")).unwrap();
     assert_eq!(project.run(&only).executed(), "");
     let retry = project.vw2(&["quarantine", "--retry", "short.mp4"]).stdout;
-    let (_, others) = retry.split_once("rejected with the same words:\n").unwrap();
+    let (_, others) = retry.split_once("which share their verdict:\n").unwrap();
     assert!(others.contains("videos/copy.mp4: ") && !others.contains("empty.mp4"), "{retry}");
 
     fails(&project.vw2(&["quarantine", "shrt.mp4"]), "no stage `shrt.mp4` has units in quarantine");

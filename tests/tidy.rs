@@ -58,6 +58,42 @@ fn each_kernel_file_has_its_row() {
     }
 }
 
+/// Operations that a model takes from `vw2_kernels`, by the words that would name another way, and which they are. What
+/// the models launch is looked at by `stages/models/tests/hot_ops.rs`; a softmax made of elementwise kernels shows here only.
+const HOT_WORDS: &[(&str, &str)] = &[
+    ("softmax(", "attention, cross_entropy"),
+    ("module::conv", "conv3d"),
+    ("module::attention", "attention"),
+    ("square().mean_dim(", "norm"),
+];
+
+/// Where such a word may stand, and why.
+const HOT_EXCEPTIONS: &[(&str, &str, &str)] =
+    &[("stages/models/src/dldm/blocks.rs", "square().mean_dim(", "the per-frame norm has no kernel yet")];
+
+#[test]
+fn models_leave_hot_operations_to_the_kernels() {
+    let sources = repository::with_extension("rs").into_iter().filter(|file| {
+        (file.starts_with("stages/src") || file.starts_with("stages/models/src")) && !file.ends_with("tests.rs")
+    });
+    for file in sources {
+        let name = file.to_str().unwrap();
+        let text = repository::read(&file);
+        // Tests stand last, and may compute the slow way what they compare with.
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let hot = HOT_WORDS.iter().find(|(word, _)| line.contains(word));
+            let excused = |word: &str| HOT_EXCEPTIONS.iter().any(|(file, known, _)| *file == name && *known == word);
+            assert!(
+                hot.is_none_or(|(word, _)| excused(word)),
+                "{name}:{}: `{line}`: take it from vw2_kernels ({}), or say in HOT_EXCEPTIONS why not",
+                number + 1,
+                hot.unwrap().1
+            );
+        }
+    }
+}
+
 #[test]
 fn each_rust_file_says_in_its_first_line_what_it_is() {
     // A `tests.rs` tells it by the module that it stands beside.

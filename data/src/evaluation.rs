@@ -1,16 +1,16 @@
 //! `evaluations`: how close one way of drawing a clip comes to the clip itself.
 
 use arrow::array::{Float32Array, StringArray};
-use arrow::datatypes::{DataType, Float32Type, SchemaRef};
+use arrow::datatypes::{DataType, Field, Float32Type, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
 use crate::Result;
-use crate::columns::{Columns, field, one, one_row, one_string, schema};
+use crate::columns::{Columns, field, one, one_optional, one_row, one_string, optional, schema};
 
 /// One clip, drawn in one way. The first frame, which is given, does not count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// `repeat`, `coarse`, `diffusion`.
+    /// `repeat`, `coarse`, `shuffled`, `rollout`, `diffusion`.
     pub method: String,
     /// Peak signal-to-noise ratio of the mean squared error over all frames.
     pub psnr_db: f32,
@@ -18,6 +18,8 @@ pub struct Evaluation {
     pub ssim: f32,
     /// Gradient energy over that of the true clip: 1 is as sharp, less is blurred.
     pub sharpness: f32,
+    /// Hash of a picture of the clip in all ways, in hexadecimal; the last way of a clip has it.
+    pub picture: Option<String>,
 }
 
 /// A checked batch of table `evaluations`.
@@ -27,6 +29,7 @@ pub struct Evaluations<'a> {
     psnr_db: &'a Float32Array,
     ssim: &'a Float32Array,
     sharpness: &'a Float32Array,
+    picture: &'a StringArray,
 }
 
 impl<'a> Evaluations<'a> {
@@ -38,6 +41,7 @@ impl<'a> Evaluations<'a> {
             field("psnr_db", DataType::Float32),
             field("ssim", DataType::Float32),
             field("sharpness", DataType::Float32),
+            Field::new("picture", DataType::Utf8, true),
         ])
     }
 
@@ -48,6 +52,7 @@ impl<'a> Evaluations<'a> {
             psnr_db: columns.primitive::<Float32Type>("psnr_db"),
             ssim: columns.primitive::<Float32Type>("ssim"),
             sharpness: columns.primitive::<Float32Type>("sharpness"),
+            picture: columns.strings("picture"),
         })
     }
 
@@ -58,6 +63,7 @@ impl<'a> Evaluations<'a> {
             psnr_db: self.psnr_db.value(row),
             ssim: self.ssim.value(row),
             sharpness: self.sharpness.value(row),
+            picture: optional(self.picture, row).map(str::to_owned),
         }
     }
 
@@ -69,6 +75,7 @@ impl<'a> Evaluations<'a> {
                 one::<Float32Type>(evaluation.psnr_db),
                 one::<Float32Type>(evaluation.ssim),
                 one::<Float32Type>(evaluation.sharpness),
+                one_optional(evaluation.picture.as_deref()),
             ],
         )
     }
@@ -80,8 +87,10 @@ mod tests {
 
     #[test]
     fn a_row_gives_back_what_was_put_in() {
-        let evaluation = Evaluation { method: "coarse".into(), psnr_db: 24.5, ssim: 0.9, sharpness: 0.5 };
-        let batch = Evaluations::row(&evaluation);
-        assert_eq!(Evaluations::view(&batch).unwrap().evaluation(0), evaluation);
+        for picture in [None, Some("00ff".to_owned())] {
+            let evaluation = Evaluation { method: "coarse".into(), psnr_db: 24.5, ssim: 0.9, sharpness: 0.5, picture };
+            let batch = Evaluations::row(&evaluation);
+            assert_eq!(Evaluations::view(&batch).unwrap().evaluation(0), evaluation);
+        }
     }
 }

@@ -4,15 +4,15 @@ use arrow::array::{Float64Array, StringArray, UInt32Array};
 use arrow::datatypes::{DataType, Float64Type, SchemaRef, UInt32Type};
 use arrow::record_batch::RecordBatch;
 
-use crate::Result;
 use crate::columns::{Columns, field, one, one_row, one_string, schema};
+use crate::{Result, media};
 
 /// What a video file's header says; see [`crate::media::probe`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct VideoInfo {
-    /// `mp4`, or what ffprobe calls the format.
+    /// `mp4`, `pickle` (an episode), or what ffprobe calls the format.
     pub container: String,
-    /// `h264`, or what ffprobe calls the codec.
+    /// `h264`, what ffprobe calls the codec, or how an episode's pictures are kept: `jpeg`, `png`, `webp` or `raw`.
     pub codec: String,
     /// Shown width in pixels, after cropping; rotation in the header is not applied.
     pub width: u32,
@@ -24,14 +24,24 @@ pub struct VideoInfo {
     /// Frames that a player shows; they are numbered from 0 in the order in which they are shown.
     pub frames: u32,
     pub duration_s: f64,
-    /// Who decodes the file here: `h264` (embedded) or `ffmpeg`. Decoders may differ in bits.
+    /// Who decodes the file here: `h264` and `image` (embedded), or `ffmpeg`. Decoders may differ in bits.
     pub decoder: String,
+    /// Frames of the file that cannot be read, and are left out and not counted: pictures of an episode. A video with one
+    /// is rejected as a whole.
+    pub bad_frames: u32,
 }
 
 impl VideoInfo {
     /// Mean frames per second.
     pub fn fps(&self) -> f64 {
         f64::from(self.fps_num) / f64::from(self.fps_den)
+    }
+
+    /// The same frames at another rate, in steps of a thousandth.
+    pub fn at_fps(self, fps: f64) -> VideoInfo {
+        let (fps_num, fps_den) = media::reduced((fps * 1000.0).round() as u64, 1000);
+        let duration_s = f64::from(self.frames) * f64::from(fps_den) / f64::from(fps_num);
+        VideoInfo { fps_num, fps_den, duration_s, ..self }
     }
 }
 
@@ -47,6 +57,7 @@ pub struct Videos<'a> {
     frames: &'a UInt32Array,
     duration_s: &'a Float64Array,
     decoder: &'a StringArray,
+    bad_frames: &'a UInt32Array,
 }
 
 impl<'a> Videos<'a> {
@@ -63,6 +74,7 @@ impl<'a> Videos<'a> {
             field("frames", DataType::UInt32),
             field("duration_s", DataType::Float64),
             field("decoder", DataType::Utf8),
+            field("bad_frames", DataType::UInt32),
         ])
     }
 
@@ -78,6 +90,7 @@ impl<'a> Videos<'a> {
             frames: columns.primitive::<UInt32Type>("frames"),
             duration_s: columns.primitive::<Float64Type>("duration_s"),
             decoder: columns.strings("decoder"),
+            bad_frames: columns.primitive::<UInt32Type>("bad_frames"),
         })
     }
 
@@ -93,6 +106,7 @@ impl<'a> Videos<'a> {
             frames: self.frames.value(row),
             duration_s: self.duration_s.value(row),
             decoder: self.decoder.value(row).to_owned(),
+            bad_frames: self.bad_frames.value(row),
         }
     }
 
@@ -109,6 +123,7 @@ impl<'a> Videos<'a> {
                 one::<UInt32Type>(info.frames),
                 one::<Float64Type>(info.duration_s),
                 one_string(&info.decoder),
+                one::<UInt32Type>(info.bad_frames),
             ],
         ))
     }
@@ -130,9 +145,12 @@ mod tests {
             frames: 33,
             duration_s: 1.1011,
             decoder: "ffmpeg".into(),
+            bad_frames: 2,
         };
         let batch = Videos::row(&info).unwrap();
         assert_eq!(Videos::view(&batch).unwrap().info(0), info);
         assert!((info.fps() - 29.97).abs() < 0.001);
+        let slow = info.at_fps(7.5);
+        assert_eq!((slow.fps_num, slow.fps_den, slow.duration_s, slow.frames), (15, 2, 4.4, 33));
     }
 }

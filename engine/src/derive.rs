@@ -33,6 +33,7 @@ use crate::fingerprint::Hash;
 use crate::pool::{Job, Reply, StageCounters};
 use crate::run::graph::GroupInput;
 use crate::run::shared::Shared;
+use crate::store::Class;
 
 /// Engine time: rounds, counted within ingests; see [`end_of_ingest`].
 pub(crate) type Time = u64;
@@ -57,8 +58,10 @@ pub(crate) fn derive<'s>(
         .unary::<CapacityContainerBuilder<Vec<(Yield, Time, isize)>>, _, _, _>(by_content, &name, move |_, info| {
             let (sender, replies) = crossbeam_channel::unbounded();
             let activator = SyncActivator::new(info.address.to_vec(), activations.borrow().sync());
-            let reply = Arc::new(Reply { sender, activator });
-            let mut group = GroupState { shared, group, reply, known: HashMap::new(), resolved: HashMap::new() };
+            let reply = Arc::new(Reply::new(sender, activator));
+            let remembers = shared.watches || has_history;
+            let known = HashMap::new();
+            let mut group = GroupState { shared, group, reply, known, remembers, resolved: HashMap::new() };
             move |input, output| {
                 let mut changes = Vec::new();
                 input.for_each(|stamp, data| {
@@ -94,6 +97,9 @@ struct GroupState {
     group: usize,
     reply: Arc<Reply>,
     known: HashMap<Hash, Known>,
+    /// Keeps what it has heard of the store: to take it back, or because of a history. Otherwise it asks again; so memory
+    /// does not grow with the number of units.
+    remembers: bool,
     /// Of stages with a history: what is there now, by the key that it has without one.
     resolved: HashMap<Hash, Resolved>,
 }
@@ -117,6 +123,8 @@ struct Waiter {
     item: Item,
     member: usize,
     sign: isize,
+    /// The key under which the next run finds the verdict, if it is one.
+    verdict: Hash,
 }
 
 /// Adds the waiter to those for whom a unit's result is there.
@@ -144,7 +152,9 @@ impl GroupState {
             };
             let mut wanted = Vec::new();
             for (member, key) in keys.into_iter().enumerate() {
-                let waiter = Waiter { capability: capability.clone(), item: work.item.clone(), member, sign };
+                // Where a warm training ends in a verdict, nothing is published any more.
+                let verdict = warm.map_or(key, |warm| result_key(&warm.base, std::iter::empty()));
+                let waiter = Waiter { capability: capability.clone(), item: work.item.clone(), member, sign, verdict };
                 self.count(member, |counters| {
                     counters.total.fetch_add(sign.max(0) as u64, Relaxed);
                 });
@@ -166,7 +176,8 @@ impl GroupState {
                             let again = live.into_iter().map(|(item, sign)| Waiter { item, sign, ..waiter.clone() });
                             let mut waiters: Vec<Waiter> = again.collect();
                             for waiter in &waiters {
-                                self.settle(&fault, Waiter { sign: -waiter.sign, ..waiter.clone() }, true, yields);
+                                let before = Waiter { sign: -waiter.sign, ..waiter.clone() };
+                                self.settle(&fault, before, true, yields);
                             }
                             waiters.push(waiter);
                             self.known.insert(key, Known::Awaited(waiters));
@@ -185,6 +196,9 @@ impl GroupState {
                 self.shared.jobs.push_job(Job { group: self.group, work, wanted, warm, reply: self.reply.clone() });
             }
         }
+        if !self.remembers {
+            self.known.retain(|_, known| !matches!(known, Known::Settled(_)));
+        }
     }
 
     fn take_replies(&mut self, replies: impl Iterator<Item = (Hash, Settled)>, yields: &mut Yields) {
@@ -200,7 +214,9 @@ impl GroupState {
             } else {
                 Known::Settled(settled.clone())
             };
-            self.known.insert(key, known);
+            if self.remembers || settled.may_pass() {
+                self.known.insert(key, known);
+            }
             for (index, waiter) in waiters.into_iter().enumerate() {
                 // The first one is who it was computed for.
                 self.settle(&settled, waiter, index > 0, yields);
@@ -227,7 +243,7 @@ impl GroupState {
     }
 
     fn settle(&self, settled: &Settled, waiter: Waiter, reused: bool, yields: &mut Yields) {
-        let Waiter { capability, item, member, sign } = waiter;
+        let Waiter { capability, item, member, sign, verdict } = waiter;
         self.count(member, |counters| counters.settled(sign.max(0) as u64));
         let graph = &self.shared.graph;
         let member = &graph.groups[self.group].members[member];
@@ -238,17 +254,9 @@ impl GroupState {
         let (_, rows) = yields.entry(*capability.time()).or_insert_with(|| (capability, Vec::new()));
         match settled {
             Settled::Rows(memo) => {
-                let unit = graph.id_after(&member.chain, &item.id);
-                rows.extend(memo.iter().map(|row| {
-                    let item = Item {
-                        id: Arc::from(stage.stage.row_id(&unit, &row.name)),
-                        content: row.content,
-                        source: item.source,
-                        origin: item.origin.clone(),
-                        files: Arc::from(row.files.clone()),
-                    };
-                    (Yield::Row { stage: member.stage as u32, item }, sign)
-                }));
+                let own = member.stage as u32;
+                let row = |row| (Yield::Row { stage: own, item: graph.row_of(member, &item, row) }, sign);
+                rows.extend(memo.iter().map(row));
             }
             Settled::Held(held) => {
                 rows.extend(
@@ -262,7 +270,8 @@ impl GroupState {
                 let unit = graph.id_after(&member.chain[..depth.unwrap_or(member.chain.len())], &item.id);
                 let quarantined = &graph.stages[at].counters.quarantined;
                 quarantined.fetch_add(u64::from(sign > 0), Relaxed);
-                let fault = Fault { unit, path: item.origin.clone(), class: *class, reason: reason.clone() };
+                let key = (*class == Class::Bad).then_some(verdict);
+                let fault = Fault { unit, path: item.origin.clone(), class: *class, reason: reason.clone(), key };
                 rows.push((Yield::Fault { stage: at as u32, fault }, sign));
             }
         }

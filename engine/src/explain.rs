@@ -310,7 +310,7 @@ impl Walk<'_> {
                         content: content.unwrap_or_default(),
                         source: content,
                         origin: Some(path),
-                        files: Arc::from([]),
+                        files: Arc::default(),
                     },
                     roots: Vec::new(),
                     complete: content.is_some(),
@@ -419,7 +419,7 @@ impl Walk<'_> {
                 content: Hash::default(),
                 source: None,
                 origin: None,
-                files: Arc::from([]),
+                files: Arc::default(),
             };
             Some(Unit {
                 item,
@@ -469,7 +469,7 @@ impl Walk<'_> {
                 content: row.0,
                 source: unit.item.source,
                 origin: unit.item.origin.clone(),
-                files: Arc::from([]),
+                files: Arc::default(),
             });
             self.tables[member.stage].known.extend(rows);
             self.stages[member.stage].known += 1;
@@ -484,15 +484,8 @@ impl Walk<'_> {
             Settled::Held(_) => {}
             Settled::Rows(rows) => {
                 self.stages[member.stage].known += 1;
-                let own = graph.id_after(&member.chain, &unit.item.id);
-                let stage = &graph.stages[member.stage].stage;
-                self.tables[member.stage].known.extend(rows.iter().map(|row| Item {
-                    id: stage.row_id(&own, &row.name).into(),
-                    content: row.content,
-                    source: unit.item.source,
-                    origin: unit.item.origin.clone(),
-                    files: Arc::from([]),
-                }));
+                let rows = rows.iter().map(|row| graph.row_of(member, &unit.item, row));
+                self.tables[member.stage].known.extend(rows);
             }
             Settled::Fault { depth, .. } => {
                 let depth = depth.filter(|depth| *depth < member.chain.len());

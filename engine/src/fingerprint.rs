@@ -179,7 +179,7 @@ pub(crate) fn tagged_files(params: &Value) -> Vec<(String, PathBuf)> {
     files
 }
 
-/// `{"$file": path}` becomes the hash that `content` gives, `{"$path": _}` goes away.
+/// `{"$file": path}` becomes the hash that `content` gives, `{"$path": _}` and `{"$how": _}` go away.
 fn replace_tags(
     value: &mut Value,
     key: &mut Vec<String>,
@@ -191,7 +191,7 @@ fn replace_tags(
     }
     match value {
         Value::Object(map) => {
-            map.retain(|_, inner| tag(inner, "$path").is_none());
+            map.retain(|_, inner| !is_how(inner));
             for (name, inner) in map {
                 key.push(name.clone());
                 replace_tags(inner, key, content)?;
@@ -199,7 +199,7 @@ fn replace_tags(
             }
         }
         Value::Array(list) => {
-            list.retain(|inner| tag(inner, "$path").is_none());
+            list.retain(|inner| !is_how(inner));
             for (index, inner) in list.iter_mut().enumerate() {
                 key.push(index.to_string());
                 replace_tags(inner, key, content)?;
@@ -209,6 +209,12 @@ fn replace_tags(
         _ => {}
     }
     Ok(())
+}
+
+/// Whether a parameter says where or how, never what.
+fn is_how(value: &Value) -> bool {
+    let how = |map: &serde_json::Map<String, Value>| map.len() == 1 && map.contains_key("$how");
+    tag(value, "$path").is_some() || value.as_object().is_some_and(how)
 }
 
 fn tag(value: &Value, name: &str) -> Option<String> {
@@ -276,7 +282,7 @@ mod tests {
     fn tags_are_found_where_they_stand() {
         let params = serde_json::json!({
             "a": {"$file": "x"}, "b": [{"$file": "y"}, {"$path": "z"}], "c": {"d": {"$file": "w"}},
-            "e": {"$file": "x", "more": 1}, "f": {"$path": "out"},
+            "e": {"$file": "x", "more": 1}, "f": {"$path": "out"}, "g": {"$how": {"minutes": 5}},
         });
         let files: Vec<_> =
             tagged_files(&params).into_iter().map(|(key, path)| (key, path.display().to_string())).collect();

@@ -39,6 +39,8 @@ pub mod report;
 
 pub mod explain;
 
+pub mod recompute;
+
 mod error;
 
 pub use error::{Error, Result};

@@ -1,8 +1,8 @@
-//! Threads that compute: a pool for the CPU, one thread for the device, and the byte budget that both live in.
+//! Threads that compute: a pool for the CPU, one thread for each device, and the byte budget that all live in.
 //!
 //! A miss becomes a job. A pool thread reads the unit's row, runs the transient stages before the stored ones, and then
-//! each stored stage that wants the unit; where that one needs the device, the unit goes on to the device thread, which
-//! forms batches. What comes out is stored by a pool thread and made known by the committer, many units per
+//! each stored stage that wants the unit; where that one needs a device, the unit goes on to the device threads, which
+//! form batches. What comes out is stored by a pool thread and made known by the committer, many units per
 //! transaction; only then does the dataflow hear of it. Later stages go first everywhere, so that little is half done.
 
 mod budget;
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
 pub use budget::{Budget, Permit, Turn};
-pub(crate) use commit::{CommitMessage, commit_loop};
+pub(crate) use commit::{CommitMessage, Done, commit_loop};
 pub(crate) use device::DeviceQueue;
 pub(crate) use operators::quietly;
 pub(crate) use progress::StageCounters;
@@ -60,18 +60,21 @@ impl Cancel {
 pub(crate) struct Threads {
     shared: Arc<Shared>,
     pool: Vec<JoinHandle<()>>,
-    device: Option<JoinHandle<()>>,
+    devices: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
-    /// Starts `count` pool threads, and a device thread if a stage wants one.
+    /// Starts `count` pool threads, and a thread for each device if a stage wants one.
     pub(crate) fn start(shared: &Arc<Shared>, count: usize) -> Result<Threads> {
-        let mut threads = Threads { shared: shared.clone(), pool: Vec::new(), device: None };
+        let mut threads = Threads { shared: shared.clone(), pool: Vec::new(), devices: Vec::new() };
         for index in 0..count {
             threads.pool.push(spawn(format!("vw2-pool-{index}"), shared, queue::pool_loop)?);
         }
         if shared.graph.stages.iter().any(|stage| stage.needs == Needs::Device) {
-            threads.device = Some(spawn("vw2-device".to_owned(), shared, device::device_loop)?);
+            for index in 0..shared.devices.len() {
+                let body = move |shared: &Arc<Shared>| device::device_loop(shared, index);
+                threads.devices.push(spawn(format!("vw2-device-{index}"), shared, body)?);
+            }
         }
         Ok(threads)
     }
@@ -81,10 +84,10 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.device_jobs.close();
-        if let Some(device) = self.device.take() {
+        for device in self.devices.drain(..) {
             device.join().ok();
         }
-        // The device thread's last results were stored by the pool, so the pool ends after it.
+        // The device threads' last results are stored by the pool, so the pool ends after them.
         self.shared.jobs.close();
         for thread in self.pool.drain(..) {
             thread.join().ok();
@@ -92,7 +95,11 @@ impl Drop for Threads {
     }
 }
 
-pub(crate) fn spawn(name: String, shared: &Arc<Shared>, body: fn(&Arc<Shared>)) -> Result<JoinHandle<()>> {
+pub(crate) fn spawn(
+    name: String,
+    shared: &Arc<Shared>,
+    body: impl FnOnce(&Arc<Shared>) + Send + 'static,
+) -> Result<JoinHandle<()>> {
     let shared = shared.clone();
     let guarded = move || {
         if let Err(panic) = quietly(|| body(&shared)) {

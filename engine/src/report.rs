@@ -213,6 +213,7 @@ mod tests {
             class: Class::Bad,
             reason: "no moov box".into(),
             run: 3,
+            keys: Vec::new(),
         };
         Report {
             run: 3,

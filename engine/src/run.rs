@@ -11,10 +11,10 @@ pub(crate) mod feed;
 pub(crate) mod graph;
 pub(crate) mod history;
 pub(crate) mod publish;
+pub(crate) mod published;
 pub(crate) mod shared;
 pub(crate) mod watch;
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,11 +25,12 @@ use crate::plan::Plan;
 use crate::pool::{Budget, Cancel, CommitMessage, Progress, Threads, commit_loop, quietly};
 use crate::report::{Outcome, Report, record};
 use crate::spec::Runtime;
-use crate::store::{Row, Store};
+use crate::store::Store;
 use dataflow::{Found, Ingests};
 use graph::Graph;
 use history::History;
 use publish::Publisher;
+use published::published_before;
 use shared::Shared;
 
 /// How to run; nothing here changes a result, except `numeric`, which says what kind of results they are.
@@ -41,9 +42,9 @@ pub struct Options {
     pub threads: usize,
     /// Only the first so many files of each source, by id.
     pub limit: Option<usize>,
-    /// Overrides the pipeline's `runtime.device`.
-    pub device: Option<String>,
-    /// The class of arithmetic that the device has (`flex-f32`); part of the keys of stages that need a device.
+    /// One thread each computes on these; a name may stand here twice. None: the pipeline's `runtime.device`.
+    pub devices: Vec<String>,
+    /// The class of arithmetic that all devices have (`flex-f32`); part of the keys of stages that need a device.
     pub numeric: String,
     pub cancel: Cancel,
     pub progress: Progress,
@@ -56,11 +57,16 @@ impl Options {
             workers: runtime.workers,
             threads: runtime.threads,
             limit: None,
-            device: None,
+            devices: Vec::new(),
             numeric: String::new(),
             cancel: Cancel::new(),
             progress: Progress::new(),
         }
+    }
+
+    pub(crate) fn threads_or_cores(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        if self.threads == 0 { cores() } else { self.threads }
     }
 }
 
@@ -99,7 +105,7 @@ fn session(
     let (fingerprints, stages) = record(plan, &options.numeric, &mut |path| store.file_hash(path))?;
     let settings = json!({
         "workers": options.workers, "threads": options.threads, "limit": options.limit,
-        "device": device(plan, options), "numeric": options.numeric, "memory": plan.runtime.memory,
+        "device": plan.runtime.device, "devices": devices(plan, options), "numeric": options.numeric, "memory": plan.runtime.memory,
         "stages": stages, "watch": watch.is_some(),
     });
     let run = store.begin_run(&plan.name, &settings.to_string())?;
@@ -118,8 +124,8 @@ fn session(
     result
 }
 
-fn device<'a>(plan: &'a Plan, options: &'a Options) -> &'a str {
-    options.device.as_deref().unwrap_or(&plan.runtime.device)
+fn devices(plan: &Plan, options: &Options) -> Vec<String> {
+    if options.devices.is_empty() { vec![plan.runtime.device.clone()] } else { options.devices.clone() }
 }
 
 fn reconcile(
@@ -131,11 +137,12 @@ fn reconcile(
     graph: Graph,
     told: &mut dyn FnMut(&Report),
 ) -> Result<Report> {
-    let published = published_before(plan, store)?;
+    let (published, kept) = published_before(plan, store)?;
     let (commits, messages) = crossbeam_channel::unbounded();
-    let history = History::load(&graph, store, &plan.name, &published)?;
+    let history = History::load(&graph, store, &plan.name, &kept)?;
     let shared = Arc::new(Shared {
-        stage_names: stage_names(plan, &published),
+        published,
+        watches: watch.is_some(),
         serial: Shared::next_serial(),
         run,
         graph,
@@ -146,17 +153,17 @@ fn reconcile(
         commits,
         cancel: options.cancel.child(),
         progress: options.progress.clone(),
-        device: device(plan, options).to_owned(),
+        devices: devices(plan, options),
         memory_bytes: plan.runtime.memory,
         scanned: Mutex::default(),
         passing: Mutex::default(),
         history,
         failure: Mutex::default(),
     });
-    let mut publisher = Publisher::new(plan, store, &shared, &published);
+    let mut publisher = Publisher::new(plan, store, &shared, kept);
     let mut report = Report::new(run, plan, &shared.graph);
     let (mut before, mut began) = (report.clone(), Instant::now());
-    let complete = compute(&shared, options, watch, published, messages, |found| {
+    let complete = compute(&shared, options, watch, messages, |found| {
         let counted = Report::new(run, plan, &shared.graph);
         report = counted.clone().since(&before);
         publisher.publish(found, &mut report)?;
@@ -175,37 +182,15 @@ fn reconcile(
     Ok(report)
 }
 
-/// What the pipeline publishes now, as far as this plan decides about it.
-fn published_before(plan: &Plan, store: &Store) -> Result<Vec<Row>> {
-    let stages: BTreeSet<&str> = plan.stages.iter().map(|stage| stage.id.as_str()).collect();
-    let mut rows = store.published(&plan.name)?;
-    rows.retain(|row| !plan.partial || stages.contains(row.stage.as_str()));
-    Ok(rows)
-}
-
-/// See [`Shared::stage_names`]. Published rows are sorted by stage.
-fn stage_names(plan: &Plan, published: &[Row]) -> Vec<String> {
-    let mut names: Vec<String> = plan.stages.iter().map(|stage| stage.id.clone()).collect();
-    for row in published {
-        if names.last() != Some(&row.stage) && !names.contains(&row.stage) {
-            names.push(row.stage.clone());
-        }
-    }
-    names
-}
-
 /// Runs the dataflow with all its threads; `hear` is told of each ingest. `false`: it was stopped before all was known. All
 /// threads have ended and all finished units are committed when this returns.
 fn compute(
     shared: &Arc<Shared>,
     options: &Options,
     watch: Option<Duration>,
-    published: Vec<Row>,
     messages: crossbeam_channel::Receiver<CommitMessage>,
     hear: impl FnMut(Found) -> Result<()>,
 ) -> Result<bool> {
-    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let count = if options.threads == 0 { cores() } else { options.threads };
     let committer = {
         let shared = shared.clone();
         let body = move || {
@@ -217,8 +202,8 @@ fn compute(
     };
     let committer = committer.map_err(|e| Error::Failed(format!("cannot start a thread: {e}")))?;
     let ingests = Ingests { limit: options.limit, watch };
-    let complete = Threads::start(shared, count).map(|threads| {
-        let complete = dataflow::execute(shared, options.workers.max(1), ingests, published, hear);
+    let complete = Threads::start(shared, options.threads_or_cores()).map(|threads| {
+        let complete = dataflow::execute(shared, options.workers.max(1), ingests, hear);
         drop(threads);
         complete
     });

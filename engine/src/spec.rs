@@ -54,7 +54,7 @@ pub struct PipelineSpec {
 /// How a pipeline runs; never what it computes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Runtime {
-    /// `auto | cpu | cuda:0 | wgpu:0`.
+    /// `auto | cpu | cuda:0 | wgpu:0`, or several with commas, which the program takes apart.
     pub device: String,
     /// Bytes that work in flight may hold.
     pub memory: u64,

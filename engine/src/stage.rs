@@ -71,7 +71,8 @@ impl Port {
 pub enum Needs {
     /// Any thread of the pool; every pool thread opens its own operator.
     Cpu,
-    /// The one thread that owns the device; it forms batches of up to `run.batch` units.
+    /// A thread that owns a device; it forms batches of up to `run.batch` units. Every device's thread opens its own
+    /// operator.
     Device,
 }
 
@@ -174,7 +175,7 @@ pub trait Operator {
 /// What an operator is opened with.
 #[derive(Clone)]
 pub struct Context {
-    /// `auto | cpu | cuda:0 | wgpu:0`, as the user asked.
+    /// The one that this operator's thread owns: `auto | cpu | cuda:0 | wgpu:0`.
     pub device: String,
     /// The whole run's byte budget, `runtime.memory`.
     pub memory_bytes: u64,
@@ -339,6 +340,18 @@ pub struct InputFile(pub PathBuf);
 #[serde(from = "PathBuf", into = "PathTag")]
 pub struct Location(pub PathBuf);
 
+/// A parameter that says how, never what (how often to save what has been done): in no fingerprint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "T", into = "HowTag<T>", bound(serialize = "T: Serialize + Clone", deserialize = "T: Deserialize<'de>"))]
+pub struct How<T>(pub T);
+
+/// How [`How`] looks in canonical params; the fingerprint leaves it out.
+#[derive(Serialize)]
+pub(crate) struct HowTag<T> {
+    #[serde(rename = "$how")]
+    value: T,
+}
+
 /// How [`InputFile`] looks in canonical params; the fingerprint replaces it by the content's hash.
 #[derive(Serialize)]
 pub(crate) struct FileTag {
@@ -362,6 +375,18 @@ impl From<PathBuf> for InputFile {
 impl From<InputFile> for FileTag {
     fn from(file: InputFile) -> Self {
         FileTag { path: file.0 }
+    }
+}
+
+impl<T> From<T> for How<T> {
+    fn from(value: T) -> Self {
+        How(value)
+    }
+}
+
+impl<T> From<How<T>> for HowTag<T> {
+    fn from(how: How<T>) -> Self {
+        HowTag { value: how.0 }
     }
 }
 

@@ -14,9 +14,9 @@ const SEED: u64 = 20_261_122;
 fn devices() -> Vec<(String, Device)> {
     let names = available();
     let required = std::env::var("VW2_REQUIRE").unwrap_or_default();
-    for family in ["wgpu"] {
+    for (family, built) in [("wgpu", cfg!(feature = "wgpu")), ("cuda", cfg!(feature = "cuda"))] {
         if !names.iter().any(|name| name.starts_with(family)) {
-            let why = if cfg!(feature = "wgpu") { "adapter" } else { "in this build" };
+            let why = if built { "device" } else { "in this build" };
             eprintln!("skipped: no {family} {why}");
             assert!(!required.split(',').any(|name| name == family), "VW2_REQUIRE asks for {family}");
         }

@@ -355,3 +355,100 @@ mod x86 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Draws;
+
+    /// Does the work with every kind of lanes that this machine has.
+    fn with_each_lanes(work: impl Work + Copy) {
+        // SAFETY: each kind is asked for only where the machine has it.
+        unsafe {
+            work.run::<Portable>();
+            #[cfg(target_arch = "x86_64")]
+            {
+                if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+                    x86::avx2(work);
+                }
+                if std::arch::is_x86_feature_detected!("avx512f") {
+                    x86::avx512(work);
+                }
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    struct Tiles;
+
+    impl Work for Tiles {
+        #[inline(always)]
+        unsafe fn run<S: Lanes>(self) {
+            let mut draws = Draws::new(7);
+            let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| (draws.unit() - 0.5) as f32).collect() };
+            for depth in [0, 1, 37] {
+                for rows in 1..=S::ROWS {
+                    for columns in 1..=S::WIDTH {
+                        let (a, b, before) = (draw(rows * 40), draw(depth * S::WIDTH), draw(rows * S::WIDTH));
+                        for fresh in [false, true] {
+                            let mut c = before.clone();
+                            let part = Tile {
+                                depth,
+                                a: a.as_ptr(),
+                                a_step: 40,
+                                b: b.as_ptr(),
+                                c: c.as_mut_ptr(),
+                                c_step: S::WIDTH,
+                                fresh,
+                            };
+                            // SAFETY: the vectors above have the sizes that the tile says.
+                            unsafe { tile::<S>(part, rows, columns) }
+                            for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+                                let product = |k: usize| f64::from(a[i * 40 + k]) * f64::from(b[k * S::WIDTH + j]);
+                                let start = if fresh { 0.0 } else { f64::from(before[i * S::WIDTH + j]) };
+                                let wanted = start + (0..depth).map(product).sum::<f64>();
+                                let found = f64::from(c[i * S::WIDTH + j]);
+                                assert!(
+                                    (found - wanted).abs() < 1e-5,
+                                    "{} lanes, {rows} x {columns} x {depth}, {i}, {j}: {found} for {wanted}",
+                                    S::COUNT
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_tile_of_every_kind_of_lanes_is_a_matrix_product() {
+        with_each_lanes(Tiles);
+    }
+
+    #[derive(Clone, Copy)]
+    struct Copies;
+
+    impl Work for Copies {
+        #[inline(always)]
+        unsafe fn run<S: Lanes>(self) {
+            for count in 1..=S::COUNT {
+                let from: Vec<f32> = (0..2 * count - 1).map(|value| value as f32).collect();
+                let mut to = vec![-1.0; S::COUNT + 1];
+                // SAFETY: `from` has as many values as each of them reads, and `to` more.
+                unsafe {
+                    S::copy_even(from.as_ptr(), to.as_mut_ptr(), count);
+                    let wanted: Vec<f32> = (0..count).map(|value| 2.0 * value as f32).collect();
+                    assert_eq!((&to[..count], to[count]), (&wanted[..], -1.0), "every second of {count}");
+                    S::copy_part(from.as_ptr(), to.as_mut_ptr(), count);
+                    assert_eq!((&to[..count], to[count]), (&from[..count], -1.0), "the first {count}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_take_what_they_are_asked_for_and_touch_nothing_else() {
+        with_each_lanes(Copies);
+    }
+}

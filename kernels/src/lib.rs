@@ -5,10 +5,16 @@
 //! truth; another device has to give the same within the row's tolerance.
 //!
 //! Not here: models, files, columns, threads of our own. The default build knows the CPU only and contains no CubeCL; the
-//! feature `wgpu` adds GPUs through WGSL.
+//! feature `wgpu` adds GPUs through WGSL, `cuda` those of NVIDIA through CUDA C++.
 
 pub mod device;
+mod heads;
+mod matrix;
 pub mod ops;
+mod simd;
+
+#[cfg(feature = "cube")]
+pub mod launches;
 
 #[cfg(test)]
 mod check;
@@ -17,15 +23,33 @@ mod lanes;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 pub use device::{DeviceError, available, numeric_class, parse};
+pub use ops::adamw::{AdamWStep, Stepped, adamw, squares};
+pub use ops::attention::{Order, Sight, attention};
 pub use ops::conv3d::{Front, Steps, conv3d};
+pub use ops::cross_entropy::cross_entropy;
 pub use ops::fsq::{fsq, fsq_bound, fsq_codes_to_indices, fsq_dequantise, fsq_indices};
+pub use ops::gate::gated;
+pub use ops::norm::{layer_norm, modulate, rms_norm};
 pub use ops::picture::{
     Filter, Layout, Matrix, Picture, PictureError, Range, Resize, Rounding, denormalise, normalise, picture_to_levels,
     picture_to_rgb, rgb_resize,
 };
+pub use ops::rotary::rotary;
+pub use ops::swiglu::swiglu;
 
 /// All kernels, in the order of the data's way.
-pub static KERNELS: &[Kernel] = &[ops::picture::KERNEL, ops::conv3d::KERNEL, ops::fsq::KERNEL];
+pub static KERNELS: &[Kernel] = &[
+    ops::picture::KERNEL,
+    ops::conv3d::KERNEL,
+    ops::fsq::KERNEL,
+    ops::attention::KERNEL,
+    ops::adamw::KERNEL,
+    ops::cross_entropy::KERNEL,
+    ops::norm::KERNEL,
+    ops::gate::KERNEL,
+    ops::rotary::KERNEL,
+    ops::swiglu::KERNEL,
+];
 
 /// One kernel, with all that its tests and benches need.
 pub struct Kernel {

@@ -43,6 +43,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     Plan(PlanArgs),
     Stages(StagesArgs),
+    Devices(DevicesArgs),
     Status(StatusArgs),
     Quarantine(QuarantineArgs),
     Gc(GcArgs),
@@ -69,7 +70,7 @@ pub(crate) struct RunArgs {
     /// Take only the first N files of each source, in the order of their names
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) limit: Option<usize>,
-    /// Where to compute: auto, cpu, cuda:0 or wgpu:0; overrides `runtime.device`
+    /// Where to compute: auto, cpu, cuda:0, wgpu:0, or several: cuda:0,cuda:1 or cuda:*; overrides `runtime.device`
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
     /// Folder of the store; overrides `runtime.store`
@@ -126,6 +127,20 @@ pub(crate) struct StagesArgs {
     pub(crate) kind: Option<String>,
 }
 
+/// List the devices of this machine: memory, and the best rates that a second of trying shows
+///
+/// A device that is listed can be named by `--device`. `auto` takes the first that is no CPU and no software renderer.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vw2-pipe devices
+  vw2-pipe devices --json")]
+pub(crate) struct DevicesArgs {
+    /// Print exactly one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Show what a store holds: its size, last runs, published rows, quarantined units with their reasons
 ///
 /// Works beside a run.
@@ -170,12 +185,16 @@ pub(crate) struct QuarantineArgs {
 /// undone without computing anything; work of the last 30 days that no run has finished yet; verdicts on units in
 /// quarantine. A run after it executes nothing that it would not have executed before. Files outside the store, with
 /// older versions of an export, are never touched.
+///
+/// `--forget` drops a pipeline: its published rows, quarantine and runs, and all results that no other pipeline needs. What
+/// it has exported stays where it is, and no run restores, replaces or removes it any more; delete these folders by hand.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vw2-pipe gc --dry-run           what it would free
   vw2-pipe gc
-  vw2-pipe gc --keep-runs 0       only what is published now stays")]
+  vw2-pipe gc --keep-runs 0       only what is published now stays
+  vw2-pipe gc --forget old        without what the pipeline `old` has left here")]
 pub(crate) struct GcArgs {
     /// Say what would go, and change nothing
     #[arg(long)]
@@ -183,33 +202,51 @@ pub(crate) struct GcArgs {
     /// Finished runs, of all pipelines, whose results stay
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) keep_runs: usize,
+    /// Drop this pipeline from the store, by the name in its file; may be repeated. Files outside the store stay
+    #[arg(long, value_name = "PIPELINE")]
+    pub(crate) forget: Vec<String>,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }
 
-/// Check a store against itself: every name leads to the bytes that it stands for
+/// Check a store: every name leads to the bytes that it stands for, and a sample comes out the same once more
 ///
-/// Reads all blobs, or a sample of them, the whole manifest, and files outside the store that were touched. Exit code 1
-/// where anything is wrong.
+/// Reads all blobs, or a sample of them, the whole manifest, and files outside the store that were touched. With a pipeline's
+/// FILE, it also computes a sample of the units that a run would take from the store: from their inputs, beside the store,
+/// which stays as it is. Exit code 1 where anything is wrong.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vw2-pipe verify
   vw2-pipe verify --sample 1000             reads that many blobs, drawn at random
   vw2-pipe verify --sample 1000 --seed 7    the same ones again
+  vw2-pipe verify pipelines/full.toml --sample 20 --only codes      also computes 20 units again and compares bytes
   vw2-pipe verify --repair                  the next run computes again what is damaged")]
 pub(crate) struct VerifyArgs {
-    /// Read only so many blobs
+    /// Compute a sample of this pipeline's units again
+    #[arg(value_name = "FILE", requires = "sample")]
+    pub(crate) file: Option<PathBuf>,
+    /// Read only so many blobs, and compute so many units
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) sample: Option<usize>,
-    /// Which blobs a sample has; without it, other ones each time
+    /// What a sample has; without it, another one each time
     #[arg(long, value_name = "SEED", requires = "sample")]
     pub(crate) seed: Option<u64>,
+    /// Override a value of FILE, as `run` does; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "file")]
+    pub(crate) set: Vec<String>,
+    /// Units of this stage of FILE and of what it needs, no others
+    #[arg(long, value_name = "STAGE", requires = "file")]
+    pub(crate) only: Option<String>,
     /// Move damaged blobs into the store's folder `damaged` and forget damaged rows, so that the next run computes them
     #[arg(long)]
     pub(crate) repair: bool,
-    #[command(flatten)]
-    pub(crate) store: StoreArgs,
+    /// Folder of the store; without it, that of FILE, or .vw2
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Print exactly one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which store, and how to answer.
@@ -292,25 +329,33 @@ pub(crate) struct ShowWeightsArgs {
     pub(crate) json: bool,
 }
 
-/// Copy a checkpoint into a safetensors file, tensor by tensor
+/// Copy a checkpoint into a safetensors file, or into a .pt file, tensor by tensor
 ///
-/// The copy carries the model's configuration, so that stages load it without guessing. Equal content gives equal bytes.
+/// A safetensors copy carries the model's configuration, so that stages load it without guessing; a .pt file, which
+/// `torch.load` opens as a dictionary of tensors, has no place for it. Equal content gives equal bytes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   vw2-pipe convert tokenizer.pth vae.safetensors
   vw2-pipe convert VideoWorld2_dLDM_DiT.pth dit.safetensors --prefix net. --dtype bf16
+  vw2-pipe convert out/dldm/dldm.safetensors VideoWorld2_dLDM_VAE.pt --under network    as upstream loads it
   vw2-pipe convert data/samples/weights/vae-tiny.safetensors vae-f32.safetensors --dtype f32 --force")]
 pub(crate) struct ConvertArgs {
     /// A safetensors, .pt or .pth file; pickle is not executed
     #[arg(value_name = "IN")]
     pub(crate) from: PathBuf,
-    /// The safetensors file to write
+    /// The file to write: for torch where it ends in .pt or .pth, else safetensors
     #[arg(value_name = "OUT")]
     pub(crate) to: PathBuf,
     /// Take only names below this one, and take it off
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub(crate) prefix: String,
+    /// Put all names of the copy below this one
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) under: String,
+    /// Take averaged weights, which some trainers keep as `ema.network-…`, in place of those they are averages of
+    #[arg(long)]
+    pub(crate) ema: bool,
     /// Type to write floats in; integers keep theirs
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     pub(crate) dtype: FloatType,
@@ -411,8 +456,9 @@ mod tests {
             (words.next()? == "run").then_some(())?;
             let words: Vec<&str> = words.collect();
             let dashes = words.iter().position(|w| *w == "--")?;
-            let plain =
-                words[..dashes].iter().all(|w| matches!(*w, "-q" | "--quiet" | "--release" | "--features" | "wgpu"));
+            let plain = words[..dashes]
+                .iter()
+                .all(|w| matches!(*w, "-q" | "--quiet" | "--release" | "--features" | "wgpu" | "cuda"));
             return plain.then(|| until_shell_syntax(words[dashes + 1..].iter().copied()));
         }
         (program.rsplit('/').next() == Some("vw2-pipe")).then(|| until_shell_syntax(words))

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(args),
         Command::Plan(args) => commands::plan::plan(args),
         Command::Stages(args) => commands::stages::stages(args),
+        Command::Devices(args) => commands::devices::devices(args),
         Command::Status(args) => commands::status::status(args),
         Command::Quarantine(args) => commands::quarantine::quarantine(args),
         Command::Gc(args) => commands::gc::gc(args),

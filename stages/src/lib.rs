@@ -11,6 +11,8 @@ pub mod tables;
 
 pub mod videos;
 
+pub mod openx;
+
 pub mod images;
 
 pub mod slice;
@@ -29,6 +31,8 @@ pub mod train_dldm;
 
 pub mod train_dit;
 
+pub mod train_joint;
+
 pub mod train_ar;
 
 pub mod rollout;
@@ -37,14 +41,20 @@ pub mod evaluate;
 
 pub mod report;
 
+mod autoregressor;
+mod baselines;
 mod diffusion;
+mod flow;
+mod ids;
 mod model_file;
+mod scenes;
 mod source;
 mod training;
 
 /// All stages, in the order of the data's way.
 pub static STAGES: &[StageKind] = &[
     StageKind::of::<videos::VideosSource>(),
+    StageKind::of::<openx::OpenX>(),
     StageKind::of::<images::ImagesSource>(),
     StageKind::of::<slice::Slice>(),
     StageKind::of::<decode::Decode>(),
@@ -54,6 +64,7 @@ pub static STAGES: &[StageKind] = &[
     StageKind::of::<train_vae::TrainVae>(),
     StageKind::of::<train_dldm::TrainDldm>(),
     StageKind::of::<train_dit::TrainDit>(),
+    StageKind::of::<train_joint::TrainJoint>(),
     StageKind::of::<train_ar::TrainAr>(),
     StageKind::of::<rollout::Rollout>(),
     StageKind::of::<evaluate::Evaluate>(),

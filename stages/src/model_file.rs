@@ -46,6 +46,11 @@ impl<M> ModelFile<M> {
         Ok(())
     }
 
+    /// Whether a file is given or a checkpoint connected.
+    pub(crate) fn is_given(&self, unit: &Unit) -> bool {
+        self.file.is_some() || unit.table(self.port).is_some()
+    }
+
     /// The model for this unit: from the connected checkpoint if there is one, else from the file.
     pub(crate) fn get(&mut self, unit: &Unit) -> Result<(&M, &Device), StageError> {
         if let Some(table) = unit.table(self.port) {

@@ -1,4 +1,4 @@
-//! Lists the files below a folder: what the two source stages, `videos` and `images`, share.
+//! Lists the files below a folder: what the source stages `videos`, `images` and `openx` share.
 
 use std::path::Path;
 
@@ -11,10 +11,17 @@ use walkdir::WalkDir;
 /// quarantine: a folder with one bad entry still yields all the others. A folder is searched, whatever its name. A root
 /// that is a file stands for itself.
 pub(crate) fn scan_folder(root: &Path, extensions: &[String], found: &mut Scan) -> Result<(), StageError> {
+    scan_below(root, "", extensions, found)
+}
+
+/// As [`scan_folder`], with `before` in front of each id.
+pub(crate) fn scan_below(root: &Path, before: &str, extensions: &[String], found: &mut Scan) -> Result<(), StageError> {
+    let named = |id: String| format!("{before}{id}");
+    let id_below = |path: &Path| id_below(root, path).map(named).map_err(named);
     if root.is_file() {
         match root.file_name().map(|name| name.to_str().ok_or_else(|| name.to_string_lossy().into_owned())) {
-            Some(Ok(name)) => found.file(name, root),
-            Some(Err(lossy)) => found.reject(lossy, root, "the name is not UTF-8; rename the file"),
+            Some(Ok(name)) => found.file(named(name.to_owned()), root),
+            Some(Err(lossy)) => found.reject(named(lossy), root, "the name is not UTF-8; rename the file"),
             None => {}
         }
         return Ok(());
@@ -27,7 +34,7 @@ pub(crate) fn scan_folder(root: &Path, extensions: &[String], found: &mut Scan) 
             Ok(entry) => entry,
             Err(error) => {
                 let path = error.path().unwrap_or(root).to_owned();
-                found.reject(id_below(root, &path).unwrap_or_else(|lossy| lossy), path, error.to_string());
+                found.reject(id_below(&path).unwrap_or_else(|lossy| lossy), path, error.to_string());
                 continue;
             }
         };
@@ -39,7 +46,7 @@ pub(crate) fn scan_folder(root: &Path, extensions: &[String], found: &mut Scan) 
             continue;
         }
         // Reading a pipe would wait for its writer, and a device may never end.
-        match (id_below(root, entry.path()), media::kind_of(entry.file_type())) {
+        match (id_below(entry.path()), media::kind_of(entry.file_type())) {
             (Ok(id), None) => found.file(id, entry.path()),
             (Ok(id), Some(kind)) => found.reject(id, entry.path(), format!("this is {kind} and no file")),
             (Err(lossy), _) => found.reject(lossy, entry.path(), "the name is not UTF-8; rename the file"),

@@ -1,4 +1,4 @@
-"""Makes the samples beside it; run with numpy 2 as `make.py`, and with numpy 1 as `make.py 1`."""
+"""Makes the samples beside it; run with numpy 2 as `make.py`, with numpy 1 as `make.py 1`, with torch as `make.py torch`."""
 
 import pickle
 import sys
@@ -22,7 +22,17 @@ values |= {
     "scalars": [np.float64(0.1), np.float32(0.5), np.int64(-3), np.bool_(True)],
     "set": {5},
 }
-if sys.argv[1:] == ["1"]:
+if sys.argv[1:] == ["torch"]:
+    import torch
+
+    tensors = {
+        "obs_images": torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2),
+        "turned": torch.arange(6, dtype=torch.float32).reshape(2, 3).T[1:],
+        "half": torch.tensor([1.5, -2], dtype=torch.bfloat16),
+    }
+    for protocol in (2, 5):
+        (FOLDER / f"torch.{protocol}.pickle").write_bytes(pickle.dumps(tensors, protocol))
+elif sys.argv[1:] == ["1"]:
     (FOLDER / "numpy1.5.pickle").write_bytes(pickle.dumps(values, 5))
 else:
     for protocol in (0, 2, 4, 5):

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use crate::error::quoted;
 use crate::globals::{Global, Rebuild, Role};
+use crate::legacy;
 use crate::machine::{Endian, Machine, Node, Slot};
 use crate::strides::{elements, gather, reach, row_major};
-use crate::{Array, Dtype, Result, Storage, Tensor};
+use crate::{Array, Dtype, Limits, Result, Storage, Tensor};
 
 /// No allowed function takes more arguments.
 const MOST_ARGUMENTS: usize = 16;
@@ -58,6 +59,7 @@ impl Machine<'_> {
                 self.array(*dtype, shape, bytes, order)?
             }
             (Role::TorchTensor(version), arguments) => self.tensor(version, arguments)?,
+            (Role::TorchStorageOf, [bytes]) => self.storage_of(*bytes)?,
             (Role::TorchParameter, [tensor, ..]) if matches!(self.node(*tensor), Some(Node::Tensor(_))) => {
                 return Ok(*tensor);
             }
@@ -141,7 +143,7 @@ impl Machine<'_> {
         };
         let elements = self.size(Slot::Int(elements))?;
         self.charge(key.len())?;
-        self.add(Node::Storage(Arc::new(Storage { key, dtype, elements })))
+        self.add(Node::Storage(Arc::new(Storage { key, dtype, elements, contents: None })))
     }
 
     fn arguments(&self, global: &Global, arguments: Slot) -> Result<Vec<Slot>> {
@@ -286,6 +288,21 @@ impl Machine<'_> {
             bytes
         };
         Ok(Node::Array(Arc::new(Array { dtype, shape, bytes })))
+    }
+
+    /// The storage that a file of torch holds, which is a value of the pickle.
+    fn storage_of(&mut self, bytes: Slot) -> Result<Node> {
+        let bytes = self.bytes_of(bytes)?;
+        // It is read once more, so it counts once more; and no file within it is read.
+        self.charge(bytes.len())?;
+        let nested = self
+            .limits
+            .nested
+            .checked_sub(1)
+            .ok_or_else(|| self.damaged("a file within its bytes, which is not looked into".into()))?;
+        let storage = legacy::storage(&bytes, &Limits { nested, ..self.limits.clone() });
+        let storage = storage.map_err(|error| self.damaged(format!("within a tensor's storage: {error}")))?;
+        Ok(Node::Storage(Arc::new(storage)))
     }
 
     fn tensor(&mut self, version: Rebuild, arguments: &[Slot]) -> Result<Node> {

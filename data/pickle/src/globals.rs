@@ -28,6 +28,8 @@ pub(crate) enum Role {
     /// `None`: of bytes.
     TorchStorage(Option<Dtype>),
     TorchDtype(Dtype),
+    /// `torch.storage._load_from_bytes`: a file of torch within the pickle.
+    TorchStorageOf,
     TorchTensor(Rebuild),
     /// The first argument is the tensor.
     TorchParameter,
@@ -91,6 +93,7 @@ static ALLOWED: &[Global] = &[
     global("torch.nn.parameter", "Buffer", Role::Class),
     global("torch.storage", "UntypedStorage", Role::TorchStorage(None)),
     global("torch", "UntypedStorage", Role::TorchStorage(None)),
+    global("torch.storage", "_load_from_bytes", Role::TorchStorageOf),
     storage("DoubleStorage", Dtype::F64),
     storage("FloatStorage", Dtype::F32),
     storage("HalfStorage", Dtype::F16),
@@ -120,6 +123,17 @@ static ALLOWED: &[Global] = &[
 pub(crate) fn find(at: usize, module: &str, name: &str) -> Result<&'static Global> {
     let found = ALLOWED.iter().find(|global| global.module == module && global.name == name);
     found.ok_or_else(|| Error::Global { at, name: quoted(&format!("{module}.{name}")) })
+}
+
+/// The class of a storage of these elements; newer types have none.
+pub(crate) fn storage_of(dtype: Dtype) -> Option<&'static Global> {
+    ALLOWED.iter().find(|global| global.role == Role::TorchStorage(Some(dtype)))
+}
+
+/// The name of torch for a type.
+pub(crate) fn dtype_of(dtype: Dtype) -> &'static Global {
+    let found = ALLOWED.iter().find(|global| global.role == Role::TorchDtype(dtype));
+    found.expect("the table has a name for each type")
 }
 
 impl std::fmt::Display for Global {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::writer::Writer;
-use crate::{Limits, parse};
+use crate::{LEGACY_START, Limits, parse};
 
 /// Peak memory of this process in MiB; none where the system does not tell.
 fn peak_mib() -> Option<u64> {
@@ -38,7 +38,6 @@ fn calls_are_refused_by_name() {
         ("builtins", "getattr"),
         ("subprocess", "Popen"),
         ("torch", "load"),
-        ("torch.storage", "_load_from_bytes"),
         ("numpy", "load"),
         ("numpy.core.multiarray", "fromfile"),
         ("_codecs", "decode"),
@@ -169,6 +168,47 @@ fn arrays_and_tensors_are_as_large_as_their_data() {
         ("strides that overflow", tensor(4, 0, &[max; 4], &[max; 4]), "does not lie in storage"),
         ("ranks that differ", tensor(4, 0, &[2], &[1, 1]), "does not lie in storage"),
         ("a negative stride", tensor(4, 3, &[2], &[-1]), "no number from 0 up"),
+    ] {
+        check(name, &bytes, reason);
+    }
+}
+
+#[test]
+fn a_file_within_a_pickle_is_held_to_the_same() {
+    let file = |storage: Writer, keys: Writer, count: u64, contents: &[u8]| {
+        let machine = new().op(b"}").text("little_endian").op(b"\x88s").stop();
+        [LEGACY_START, &machine, &storage.stop(), &keys.stop(), &count.to_le_bytes(), contents].concat()
+    };
+    let keys = |key: &str| new().op(b"]").text(key).op(b"a");
+    let load = |bytes: &[u8]| new().global("torch.storage", "_load_from_bytes").bytes(bytes).op(b"\x85R").stop();
+    let good = file(new().storage("0", 2), keys("0"), 2, &[0; 8]);
+    parse(&load(&good), &Limits::default()).unwrap();
+    let other_keys = file(new().storage("0", 2), keys("1"), 2, &[0; 8]);
+    let big_endian = good.iter().map(|&byte| if byte == 0x88 { 0x89 } else { byte }).collect::<Vec<u8>>();
+    for (name, bytes, reason) in [
+        ("no file", load(b"touch owned"), "does not begin as torch writes it"),
+        ("a call", load(&file(new().global("os", "system"), keys("0"), 2, &[0; 8])), "`os.system` is asked for"),
+        (
+            "a file in the file",
+            load(&file(new().op(&load(&good)[2..]), keys("0"), 2, &[0; 8])),
+            "a file within its bytes",
+        ),
+        ("a huge storage", load(&file(new().storage("0", i32::MAX), keys("0"), 2, &[0; 8])), "longer or shorter"),
+        ("another number", load(&file(new().storage("0", 2), keys("0"), 3, &[0; 8])), "longer or shorter"),
+        ("too little", load(&good[..good.len() - 1]), "longer or shorter"),
+        ("no number", load(&good[..good.len() - 9]), "longer or shorter"),
+        ("no storage", load(&file(new().op(b"N"), keys("0"), 2, &[0; 8])), "something else is there"),
+        ("another key", load(&other_keys), "not in its list of keys"),
+        ("big-endian", load(&big_endian), "big-endian"),
+        (
+            "one file, read often",
+            new()
+                .bytes(&good)
+                .op(b"q\0")
+                .times(1000, |w, _| w.global("torch.storage", "_load_from_bytes").op(b"h\0\x85R0"))
+                .stop(),
+            "beyond measure",
+        ),
     ] {
         check(name, &bytes, reason);
     }

@@ -1,4 +1,4 @@
-//! Python pickles, read without executing anything.
+//! Python pickles, read without executing anything, and written.
 //!
 //! A pickle is a program for a small stack machine that may call any function of Python. This reader runs the machine,
 //! but knows only the calls that numpy's arrays and torch's tensors are made of ([`Value`]); any other name in the file
@@ -7,6 +7,8 @@
 //! Memory and time are bounded by the input's size and by [`Limits`]: every length is held against what is left of the
 //! input before anything is allocated, a value which is referred to many times is stored once, and only what the
 //! finished tree would hold is counted and built.
+//!
+//! [`mod@write`] makes pickles and [`archive`] what `torch.load` opens.
 //!
 //! Source: CPython's `Lib/pickletools.py` (opcodes), numpy's `__reduce__` of arrays, dtypes and scalars, and
 //! `torch/_utils.py`.
@@ -49,6 +51,12 @@ mod strides;
 
 mod tree;
 
+mod legacy;
+
+pub mod write;
+
+pub mod archive;
+
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
@@ -57,6 +65,7 @@ mod tests;
 mod writer;
 
 pub use error::Error;
+pub use legacy::LEGACY_START;
 pub use limits::Limits;
 pub use value::{Array, Dtype, Storage, Tensor, Value};
 

@@ -13,6 +13,8 @@ pub struct Limits {
     pub memo: usize,
     /// Containers within containers; at most [`Limits::DEEPEST`].
     pub depth: usize,
+    /// Files within the pickle's bytes within each other: a tensor that was pickled by itself has one.
+    pub nested: usize,
     /// Bytes of one string or array.
     pub bytes: usize,
     /// Bytes of all strings and arrays. Whatever stands here, they take no more than a few times the input's size.
@@ -32,6 +34,7 @@ impl Default for Limits {
             items: 500_000,
             memo: 400_000,
             depth: 100,
+            nested: 1,
             bytes: 1 << 30,
             total_bytes: 1 << 31,
         }

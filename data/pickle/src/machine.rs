@@ -50,7 +50,7 @@ pub(crate) struct Machine<'a> {
     /// Where the operation stands that is being done.
     pub(crate) at: usize,
     input: Input<'a>,
-    limits: &'a Limits,
+    pub(crate) limits: &'a Limits,
     stack: Vec<Slot>,
     /// Heights of the stack at which the open containers begin.
     marks: Vec<usize>,

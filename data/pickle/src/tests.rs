@@ -110,6 +110,22 @@ fn tensors_tell_where_they_lie() {
     read(&Writer::new().tensor(0, 0, &[0, i32::MAX, i32::MAX], &[i32::MAX, i32::MAX, 1]).stop());
 }
 
+/// What `pickle.dumps` makes of tensors, without `torch.save`: see `samples/make.py`.
+#[test]
+fn tensors_that_were_pickled_by_themselves_bring_their_bytes() {
+    for sample in [&include_bytes!("../samples/torch.2.pickle")[..], include_bytes!("../samples/torch.5.pickle")] {
+        let value = read(sample);
+        let floats = |key: &str| {
+            let Some(Value::Tensor(tensor)) = value.get(key) else { panic!("{key}: {value:?}") };
+            let bytes = tensor.row_major(tensor.storage.bytes().unwrap()).unwrap();
+            (tensor.shape.clone(), tensor.dtype.f32s(&bytes))
+        };
+        assert_eq!(floats("obs_images"), (vec![2, 3, 2, 2], (0..24).map(|level| level as f32).collect()));
+        assert_eq!(floats("turned"), (vec![2, 2], vec![1.0, 4.0, 2.0, 5.0]));
+        assert_eq!(floats("half"), (vec![2], vec![1.5, -2.0]));
+    }
+}
+
 #[test]
 fn the_later_of_two_equal_keys_counts() {
     let value = read(&Writer::new().op(b"}(").text("a").int(1).text("a").int(2).op(b"u").stop());
@@ -134,10 +150,11 @@ fn one_pickle_after_the_other() {
 
 #[test]
 fn no_cut_and_no_changed_byte_makes_a_panic() {
-    let samples: [&[u8]; 4] = [
+    let samples: [&[u8]; 5] = [
         include_bytes!("../samples/plain.0.pickle"),
         include_bytes!("../samples/numpy.2.pickle"),
         include_bytes!("../samples/numpy.5.pickle"),
+        include_bytes!("../samples/torch.2.pickle"),
         &Writer::new().tensor(10, 1, &[2, 3], &[1, 3]).stop(),
     ];
     for sample in samples {

@@ -46,7 +46,8 @@ pub struct Tensor {
     pub strides: Vec<usize>,
 }
 
-/// What a pickle says of a storage beside it. Whether that is there, and as long, the container's reader has to check.
+/// What a pickle says of a storage. Whether one beside the pickle is there, and as long, the container's reader has to
+/// check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Storage {
     /// Name of the container's entry.
@@ -54,6 +55,8 @@ pub struct Storage {
     /// `None` if the storage is untyped: `elements` are bytes.
     pub dtype: Option<Dtype>,
     pub elements: usize,
+    /// Its bytes from a place on, to the end, where the pickle itself holds them ([`Storage::bytes`]).
+    pub(crate) contents: Option<(Arc<[u8]>, usize)>,
 }
 
 /// Type of an element.
@@ -145,7 +148,30 @@ impl Tensor {
     }
 }
 
+impl Storage {
+    /// The bytes of its elements, where the pickle itself holds them: a tensor that was pickled without `torch.save`.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        self.contents.as_ref().map(|(bytes, start)| &bytes[*start..])
+    }
+}
+
 impl Dtype {
+    pub const ALL: [Dtype; 13] = [
+        Dtype::Bool,
+        Dtype::U8,
+        Dtype::I8,
+        Dtype::U16,
+        Dtype::I16,
+        Dtype::U32,
+        Dtype::I32,
+        Dtype::U64,
+        Dtype::I64,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::F32,
+        Dtype::F64,
+    ];
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {

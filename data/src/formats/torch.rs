@@ -1,4 +1,4 @@
-//! Files of `torch.save`: a ZIP archive that holds a pickle and, beside it, the storages of its tensors.
+//! Files of `torch.save`: a ZIP archive that holds a pickle and, beside it, the storages of its tensors; read and written.
 //!
 //! Source: torch's `serialization.py`, format since 1.6: `<name>/data.pkl`, `<name>/data/<key>`, `<name>/byteorder`.
 //! Differs: nothing is executed ([`vw2_pickle`]); big-endian files and the older formats are errors.
@@ -11,6 +11,7 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use vw2_pickle::archive;
 use vw2_pickle::{Limits, Storage, Tensor, Value};
 use zip::ZipArchive;
 
@@ -92,6 +93,18 @@ impl TorchFile {
         let wanted = || bad(format!("it holds {:?}, but integers are wanted", tensor.dtype));
         tensor.dtype.i64s(&values).ok_or_else(wanted)
     }
+}
+
+/// The bytes of a file that `torch.load` opens: a pickle, and the storages that it names 0, 1, 2, … `root` is the folder
+/// within the archive.
+pub(super) fn saved(root: &str, pickle: &[u8], storages: &[Vec<u8>]) -> Result<Vec<u8>> {
+    let mut archive = archive::Archive::new(Vec::new(), root);
+    let mut write = || {
+        archive.pickle(pickle)?;
+        storages.iter().enumerate().try_for_each(|(key, bytes)| archive.storage(&key.to_string(), bytes))
+    };
+    let written = write().and_then(|()| archive.finish());
+    written.map_err(|source| Error::Io { file: root.to_owned(), source })
 }
 
 /// The bytes of a storage; the error is a reason.

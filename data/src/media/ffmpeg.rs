@@ -106,6 +106,7 @@ fn describe(stream: &Stream) -> VideoInfo {
         frames,
         duration_s: if stream.duration_s > 0.0 { stream.duration_s } else { by_rate },
         decoder: "ffmpeg".into(),
+        bad_frames: 0,
     }
 }
 

@@ -137,11 +137,12 @@ fn describe(track: &Track, sps: &Sps) -> VideoInfo {
         frames,
         duration_s: track.ticks as f64 / timescale as f64,
         decoder: "h264".into(),
+        bad_frames: 0,
     }
 }
 
 /// A fraction with both parts below 2^32. Unknown rates are 24, as in VideoWorld 2.
-pub(super) fn reduced(mut num: u64, mut den: u64) -> (u32, u32) {
+pub(crate) fn reduced(mut num: u64, mut den: u64) -> (u32, u32) {
     if num == 0 || den == 0 {
         return (24, 1);
     }

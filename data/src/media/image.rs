@@ -4,7 +4,7 @@
 //! EXIF data is not applied.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::path::Path;
 
 use image::error::ImageError;
@@ -25,20 +25,54 @@ pub struct RgbImage {
 pub fn probe(path: &Path) -> Result<ImageInfo, MediaError> {
     let (format, reader) = open(path)?;
     let (width, height) = reader.into_dimensions().map_err(|e| broken(path, e))?;
-    check_size(path, width, height)?;
+    in_bounds(width, height).map_err(|reason| MediaError::broken(path, reason))?;
     Ok(ImageInfo { format: format.into(), width, height })
 }
 
 /// Decodes a picture file.
 pub fn decode(path: &Path) -> Result<RgbImage, MediaError> {
     probe(path)?;
-    let (_, mut reader) = open(path)?;
+    let (_, reader) = open(path)?;
+    decoded(reader).map_err(|e| broken(path, e))
+}
+
+/// Decodes a picture that is all of `bytes`, and tells its format; the error is a reason.
+pub(super) fn decode_bytes(bytes: &[u8]) -> Result<(&'static str, RgbImage), String> {
+    let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string());
+    let format = format(&reader()?).ok_or(UNKNOWN)?;
+    // The decoder fills what is missing with gray and says nothing.
+    if format == "jpeg" && !jpeg_is_whole(bytes) {
+        return Err("the JPEG picture ends too early".into());
+    }
+    let (width, height) = reader()?.into_dimensions().map_err(|error| error.to_string())?;
+    in_bounds(width, height)?;
+    Ok((format, decoded(reader()?).map_err(|error| error.to_string())?))
+}
+
+/// Does the end of the picture follow its last scan? Within a scan, the marker's bytes do not occur.
+fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xFF, marker]);
+    last(0xD9).is_some_and(|end| last(0xDA).is_some_and(|scan| scan < end))
+}
+
+fn decoded<R: BufRead + Seek>(mut reader: ImageReader<R>) -> Result<RgbImage, ImageError> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_PIXELS * 16);
     reader.limits(limits);
-    let rgb = reader.decode().map_err(|e| broken(path, e))?.into_rgb8();
+    let rgb = reader.decode()?.into_rgb8();
     let (width, height) = rgb.dimensions();
     Ok(RgbImage { width, height, pixels: rgb.into_raw() })
+}
+
+const UNKNOWN: &str = "this is no PNG, JPEG or WebP picture; convert it to one of them";
+
+fn format<R: BufRead + Seek>(reader: &ImageReader<R>) -> Option<&'static str> {
+    match reader.format() {
+        Some(ImageFormat::Png) => Some("png"),
+        Some(ImageFormat::Jpeg) => Some("jpeg"),
+        Some(ImageFormat::WebP) => Some("webp"),
+        _ => None,
+    }
 }
 
 /// The format is told by the file's first bytes, not by its name.
@@ -48,19 +82,16 @@ fn open(path: &Path) -> Result<(&'static str, ImageReader<BufReader<File>>), Med
         return Err(MediaError::broken(path, "the file is empty"));
     }
     let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(|e| MediaError::io(path, e))?;
-    let format = match reader.format() {
-        Some(ImageFormat::Png) => "png",
-        Some(ImageFormat::Jpeg) => "jpeg",
-        Some(ImageFormat::WebP) => "webp",
-        _ => return Err(MediaError::broken(path, "this is no PNG, JPEG or WebP picture; convert it to one of them")),
-    };
-    Ok((format, reader))
+    match format(&reader) {
+        Some(format) => Ok((format, reader)),
+        None => Err(MediaError::broken(path, UNKNOWN)),
+    }
 }
 
-fn check_size(path: &Path, width: u32, height: u32) -> Result<(), MediaError> {
+/// The error is a reason.
+pub(super) fn in_bounds(width: u32, height: u32) -> Result<(), String> {
     if width == 0 || height == 0 || u64::from(width) * u64::from(height) > MAX_PIXELS {
-        let reason = format!("a picture of {width} x {height} pixels is beyond what is decoded ({MAX_PIXELS})");
-        return Err(MediaError::broken(path, reason));
+        return Err(format!("a picture of {width} x {height} pixels is beyond what is decoded ({MAX_PIXELS})"));
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! as a child, where there is one; so is, where there is one, H.264 of a kind whose damage the decoder in process would
 //! not see (several slices to a picture, or CAVLC). A frame's number is its place among the frames that a player shows, from 0: frames
 //! outside the edit list are not counted, B-frames stand where they are shown. Rotation in the header is not applied
-//! (as `ffmpeg -noautorotate`).
+//! (as `ffmpeg -noautorotate`). A pickle that holds an episode's pictures ([`Episode`]) is read as a video of them.
 //! Out: [`Mp4Writer`], [`contact_sheet`].
 //!
 //! Memory is bounded: a file is read sample by sample, and pictures are handed over one at a time.
@@ -12,6 +12,7 @@
 pub mod image;
 
 mod contact_sheet;
+mod episode;
 mod error;
 mod ffmpeg;
 mod h264;
@@ -24,12 +25,14 @@ mod stamp;
 use std::path::{Path, PathBuf};
 
 pub use contact_sheet::{Sheet, contact_sheet};
+pub use episode::Episode;
 pub use error::MediaError;
 pub use mp4_writer::{Mp4Options, Mp4Writer};
 pub use picture::{Matrix, Picture, PixelFormat, Plane, Range};
 pub use stamp::kind_of;
 
 pub(crate) use ffmpeg::Programs;
+pub(crate) use h264::reduced;
 
 use crate::VideoInfo;
 use stamp::Stamp;
@@ -56,6 +59,7 @@ pub struct VideoReader {
 enum Source {
     H264(Box<h264::H264Reader>),
     Ffmpeg(Box<ffmpeg::FfmpegReader>),
+    Episode(Box<Episode>),
 }
 
 impl VideoReader {
@@ -84,6 +88,14 @@ impl VideoReader {
         &self.info
     }
 
+    /// Bytes of the file that stay in memory while it is open: all of an episode, next to nothing of a video.
+    pub fn held_bytes(&self) -> u64 {
+        match &self.source {
+            Source::Episode(_) => self.stamp.size_bytes(),
+            Source::H264(_) | Source::Ffmpeg(_) => 0,
+        }
+    }
+
     /// Decodes the `wanted` frames (in any order, repeats allowed) and hands each distinct one to `sink` once, as
     /// `(frame number, picture)`, in the decoder's order: with B-frames that is not ascending, so put pictures where
     /// their number says.
@@ -104,6 +116,7 @@ impl VideoReader {
         let read = match &mut self.source {
             Source::H264(reader) => reader.read(wanted, sink),
             Source::Ffmpeg(reader) => reader.read(wanted, sink),
+            Source::Episode(episode) => episode.read(&wanted, sink),
         };
         match read {
             Err(MediaError::Sink(error)) => Err(MediaError::Sink(error)),
@@ -114,6 +127,10 @@ impl VideoReader {
 }
 
 fn open_source(path: &Path, programs: Option<Programs>) -> Result<(VideoInfo, Source), MediaError> {
+    if Episode::is_one(path)? {
+        let episode = Episode::open(path)?;
+        return Ok((episode.info(), Source::Episode(Box::new(episode))));
+    }
     let what = match (h264::open(path)?, &programs) {
         (h264::Opened::Here(info, reader), Some(_)) if !reader.hides_damage() => {
             return Ok((info, Source::H264(reader)));

@@ -1,6 +1,6 @@
-//! A decoded picture: 8-bit planes, and how to read them as colour.
+//! A decoded picture: 8-bit samples, and how to read them as colour.
 
-/// How the chroma planes lie under the luma plane.
+/// How samples lie in planes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PixelFormat {
     /// Half width and half height.
@@ -9,6 +9,8 @@ pub enum PixelFormat {
     I422,
     /// Full size.
     I444,
+    /// R, G, B triples in the first plane; the others are empty.
+    Rgb,
 }
 
 impl PixelFormat {
@@ -18,6 +20,7 @@ impl PixelFormat {
             PixelFormat::I420 => (width.div_ceil(2), height.div_ceil(2)),
             PixelFormat::I422 => (width.div_ceil(2), height),
             PixelFormat::I444 => (width, height),
+            PixelFormat::Rgb => (0, 0),
         }
     }
 }
@@ -62,8 +65,9 @@ pub struct Picture {
     pub width: u32,
     pub height: u32,
     pub format: PixelFormat,
-    /// Y, U, V.
+    /// Y, U, V; or RGB and nothing else.
     pub planes: [Plane; 3],
+    /// Means nothing for RGB, as does the range.
     pub matrix: Matrix,
     pub range: Range,
 }

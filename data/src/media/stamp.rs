@@ -26,6 +26,10 @@ impl Stamp {
         }
     }
 
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// Does the path still name the same, unchanged file?
     pub(super) fn is_current(&self, path: &Path) -> bool {
         std::fs::metadata(path).is_ok_and(|now| Stamp::from(&now) == *self)

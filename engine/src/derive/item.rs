@@ -163,21 +163,23 @@ pub(crate) struct Fault {
     pub(crate) path: Option<Arc<str>>,
     pub(crate) class: Class,
     pub(crate) reason: String,
+    /// Under which the store remembers it.
+    pub(crate) key: Option<Hash>,
 }
 
 /// A [`Fault`] between processes.
-type PlainFault = (String, Option<String>, Class, String);
+type PlainFault = (String, Option<String>, Class, String, Option<[u8; 32]>);
 
 impl From<PlainFault> for Fault {
-    fn from((unit, path, class, reason): PlainFault) -> Fault {
-        Fault { unit: unit.into(), path: path.map(Arc::from), class, reason }
+    fn from((unit, path, class, reason, key): PlainFault) -> Fault {
+        Fault { unit: unit.into(), path: path.map(Arc::from), class, reason, key: key.map(Hash) }
     }
 }
 
 impl From<Fault> for PlainFault {
     fn from(fault: Fault) -> PlainFault {
         let path = fault.path.as_deref().map(str::to_owned);
-        (fault.unit.as_ref().to_owned(), path, fault.class, fault.reason)
+        (fault.unit.as_ref().to_owned(), path, fault.class, fault.reason, fault.key.map(|key| key.0))
     }
 }
 

@@ -139,10 +139,10 @@ fn differences(before: &RecordedStage, now: &RecordedStage) -> Vec<String> {
     told
 }
 
-/// Values by dotted key; files and places are left out.
+/// Values by dotted key; files, places and what says how are left out.
 fn flatten(key: &str, value: &Value, all: &mut BTreeMap<String, String>) {
     match value {
-        Value::Object(map) if map.len() == 1 && map.keys().all(|key| key == "$file" || key == "$path") => {}
+        Value::Object(map) if map.len() == 1 && map.keys().all(|key| ["$file", "$path", "$how"].contains(&&**key)) => {}
         Value::Object(map) => {
             for (name, inner) in map {
                 let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };

@@ -2,7 +2,7 @@
 //!
 //! Threads that compute wait here; a timely worker never does. A [`Turn`] is one thread's work on one job, which may
 //! take several [`Permit`]s one after the other (frames, then what a model needs to look at them). A permit outlives the
-//! turn where its bytes go to the device's queue: it is then parked.
+//! turn where its bytes go to the devices' queue: it is then parked.
 //!
 //! Nobody waits for ever. What is larger than the whole budget passes alone. Who already holds bytes and wants more goes
 //! before those who hold none; and where all who hold bytes wait for more, the first of them passes over the limit,
@@ -27,13 +27,14 @@ struct State {
     peak_bytes: u64,
     /// Turns that hold something and do not wait here.
     running: usize,
-    /// Things that the device thread will take up without waiting for anyone.
+    /// Things that a device thread will take up without waiting for anyone but another device thread at work.
     parked: usize,
     /// Turns that hold something and want more, first come first served.
     growing: VecDeque<u64>,
     /// Turns that hold nothing yet.
     entering: VecDeque<u64>,
-    device_waits: bool,
+    /// Device threads that want more.
+    devices_waiting: usize,
     next_ticket: u64,
 }
 
@@ -52,8 +53,8 @@ impl Budget {
         Turn { budget: self.clone(), entered: false, device: false }
     }
 
-    /// The device thread's turn. There is one device thread, and everybody else's parked bytes wait for it: it waits
-    /// only while a pool thread is at work.
+    /// A device thread's turn. Everybody else's parked bytes wait for device threads: one waits only while another thread
+    /// is at work.
     pub(crate) fn device_turn(&self) -> Turn {
         Turn { budget: self.clone(), entered: false, device: true }
     }
@@ -63,7 +64,7 @@ impl Budget {
         self.grant(&mut self.state(), bytes)
     }
 
-    /// Says that something lies in the device's queue, until the guard is dropped.
+    /// Says that something lies in the devices' queue, until the guard is dropped.
     pub(crate) fn park(&self) -> Parked {
         self.state().parked += 1;
         Parked(self.clone())
@@ -104,18 +105,18 @@ impl Turn {
         state.next_ticket += 1;
         if self.device {
             state.running -= usize::from(self.entered);
-            state.device_waits = true;
+            state.devices_waiting += 1;
             budget.0.changed.notify_all();
             while !budget.fits(&state, bytes) && state.running > 0 {
                 state = budget.wait(state);
             }
-            state.device_waits = false;
+            state.devices_waiting -= 1;
         } else if self.entered {
             state.running -= 1;
             state.growing.push_back(ticket);
             budget.0.changed.notify_all();
             loop {
-                let nobody_else = state.running == 0 && state.parked == 0 && !state.device_waits;
+                let nobody_else = state.running == 0 && state.parked == 0 && state.devices_waiting == 0;
                 let first = state.growing.front() == Some(&ticket);
                 if budget.fits(&state, bytes) || (first && nobody_else) {
                     break;
@@ -178,7 +179,7 @@ impl Drop for Permit {
     }
 }
 
-/// Something lies in the device's queue.
+/// Something lies in the devices' queue.
 pub(crate) struct Parked(Budget);
 
 impl Drop for Parked {
@@ -229,24 +230,29 @@ mod tests {
         });
     }
 
-    /// Every job takes two permits, the second while it holds the first, and some leave a parked one to a device thread
-    /// that takes a third. The limit is passed by one growing job at most.
+    /// Every job takes two permits, the second while it holds the first, and some leave a parked one to device threads
+    /// that take a third. The limit is passed by one growing job at most.
     #[test]
     fn jobs_that_grow_end_and_keep_to_the_limit() {
         for seed in 0..40u64 {
             ends(move || {
                 let budget = Budget::new(100);
                 let (send, receive) = mpsc::channel::<(Permit, Parked)>();
-                let device = {
-                    let budget = budget.clone();
-                    std::thread::spawn(move || {
-                        for (permit, parked) in receive {
-                            let mut turn = budget.device_turn();
-                            let own = turn.acquire(70);
-                            drop((parked, own, permit));
-                        }
+                let receive = Arc::new(Mutex::new(receive));
+                let devices: Vec<_> = (0..1 + seed % 3)
+                    .map(|_| {
+                        let (budget, receive) = (budget.clone(), receive.clone());
+                        std::thread::spawn(move || {
+                            loop {
+                                let next = receive.lock().unwrap().recv();
+                                let Ok((permit, parked)) = next else { break };
+                                let mut turn = budget.device_turn();
+                                let own = turn.acquire(70);
+                                drop((parked, own, permit));
+                            }
+                        })
                     })
-                };
+                    .collect();
                 let threads: Vec<_> = (0..4u64)
                     .map(|thread| {
                         let (budget, send) = (budget.clone(), send.clone());
@@ -267,12 +273,11 @@ mod tests {
                     })
                     .collect();
                 drop(send);
-                for thread in threads {
+                for thread in threads.into_iter().chain(devices) {
                     thread.join().unwrap();
                 }
-                device.join().unwrap();
                 assert_eq!(budget.state().used_bytes, 0, "seed {seed}");
-                // At most one holder at a time grows over the limit, by 80 bytes or by the device's 70.
+                // At most one holder at a time grows over the limit, by 80 bytes or by a device's 70.
                 assert!(budget.peak_bytes() <= 100 + 80, "seed {seed}: {}", budget.peak_bytes());
             });
         }

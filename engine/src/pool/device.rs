@@ -1,16 +1,19 @@
-//! The thread that owns the device: forms batches of units of one stage, later stages first.
+//! The threads that own the devices, one each: they form batches of units of one stage, later stages first.
+//!
+//! All take from one queue, so that a device which is done gets what another has not begun. Which one a unit meets is a
+//! matter of time, and its result does not show it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::budget::{Parked, Permit};
-use super::operators::{NoOperator, call, memory_bytes};
+use super::operators::{NoOperator, call, memory_bytes, own_device};
 use super::work::Recipient;
 use crate::run::shared::Shared;
 use crate::stage::Unit;
 
-/// A unit that waits for the device, with the memory that it holds meanwhile.
+/// A unit that waits for a device, with the memory that it holds meanwhile.
 pub(crate) struct DeviceJob {
     pub(crate) unit: Unit,
     pub(crate) recipient: Recipient,
@@ -35,18 +38,18 @@ struct State {
 impl DeviceQueue {
     pub(crate) fn push(&self, job: DeviceJob) {
         self.state().waiting.entry(job.recipient.stage).or_default().push_back(job);
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     /// The reasons to wait for a fuller batch may be gone.
     pub(crate) fn look_again(&self) {
         drop(self.state());
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     pub(crate) fn close(&self) {
         self.state().closed = true;
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     /// The next batch: of the latest stage whose batch is full, has waited long enough, or will not grow any more.
@@ -88,6 +91,7 @@ impl DeviceQueue {
         for job in jobs.into_iter().rev() {
             waiting.push_front(job);
         }
+        self.changed.notify_all();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,8 +99,9 @@ impl DeviceQueue {
     }
 }
 
-/// The body of the device thread.
-pub(super) fn device_loop(shared: &Arc<Shared>) {
+/// The body of a device's thread.
+pub(super) fn device_loop(shared: &Arc<Shared>, index: usize) {
+    own_device(index);
     while let Some((stage, jobs)) = shared.device_jobs.next_batch(shared) {
         if !shared.stopping() {
             match run_batch(shared, stage, jobs) {

@@ -131,8 +131,15 @@ type OpenOperators = HashMap<(u64, usize), Box<dyn Operator>>;
 
 thread_local! {
     static OPEN: RefCell<OpenOperators> = RefCell::default();
+    /// Which of the run's devices is this thread's own.
+    static DEVICE: Cell<usize> = const { Cell::new(0) };
     static GUARDED: Cell<bool> = const { Cell::new(false) };
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Operators that this thread opens from now on compute on that device.
+pub(super) fn own_device(index: usize) {
+    DEVICE.set(index);
 }
 
 /// Runs `work` with this thread's operator of the stage. `Err` in the result: it panicked, and the operator is gone.
@@ -160,7 +167,7 @@ fn with_operator<R>(
 
 fn open_operator(shared: &Shared, stage: usize) -> Result<Box<dyn Operator>, NoOperator> {
     let stage = &shared.graph.stages[stage];
-    let context = shared.context(stage);
+    let context = shared.context(stage, DEVICE.get());
     let reason = match quietly(|| stage.stage.open(&context)) {
         Ok(Ok(operator)) => return Ok(operator),
         Ok(Err(error)) if error.is::<Interrupted>() && shared.stopping() => return Err(NoOperator::Interrupted),

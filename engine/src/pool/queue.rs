@@ -11,7 +11,7 @@ use crate::run::shared::Shared;
 pub(crate) enum Task {
     /// Compute a unit.
     Unit(Job),
-    /// Store what the device thread has computed. It holds memory that others wait for, so it goes first.
+    /// Store what a device thread has computed. It holds memory that others wait for, so it goes first.
     Keep(Answer),
 }
 

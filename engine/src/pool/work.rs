@@ -34,16 +34,24 @@ pub(crate) struct Job {
 }
 
 /// Where the dataflow waits for settled units.
-pub(crate) struct Reply {
-    pub(crate) sender: Sender<(Hash, Settled)>,
-    pub(crate) activator: SyncActivator,
-}
+pub(crate) struct Reply(Option<(Sender<(Hash, Settled)>, SyncActivator)>);
 
 impl Reply {
+    pub(crate) fn new(sender: Sender<(Hash, Settled)>, activator: SyncActivator) -> Reply {
+        Reply(Some((sender, activator)))
+    }
+
+    /// Where there is no dataflow: whoever takes the committer's place hears of the units.
+    pub(crate) fn to_nobody() -> Reply {
+        Reply(None)
+    }
+
     pub(crate) fn send(&self, key: Hash, settled: Settled) {
         // Where the run stops, nobody listens any more, and the store remembers the unit all the same.
-        if self.sender.send((key, settled)).is_ok() {
-            self.activator.activate().ok();
+        if let Some((sender, activator)) = &self.0
+            && sender.send((key, settled)).is_ok()
+        {
+            activator.activate().ok();
         }
     }
 }
@@ -152,7 +160,7 @@ impl Job {
         Ok(())
     }
 
-    /// Runs the stored stage itself, here or on the device thread.
+    /// Runs the stored stage itself, here or on a device thread.
     fn finish(
         &self,
         shared: &Arc<Shared>,

@@ -20,7 +20,8 @@ pub struct RecordedStage {
     /// Port to the id of the stage that feeds it, in the kind's order of ports.
     pub inputs: Vec<(String, String)>,
     pub transient: bool,
-    /// With all defaults, keys sorted; a file stands as `{"$file": path}`, a place to write or list as `{"$path": path}`.
+    /// With all defaults, keys sorted; a file stands as `{"$file": path}`, a place to write or list as `{"$path": path}`,
+    /// what says how as `{"$how": value}`.
     pub params: Value,
     pub files: Vec<RecordedFile>,
     pub fingerprint: Hash,

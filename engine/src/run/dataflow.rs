@@ -4,22 +4,26 @@
 //! files ---> derive ---> rows of each stage ---.          published (negated) ---.
 //!              ^   '---> faults ------------.  |                                  v
 //!              '--- rows, whole tables -----|--+--> wanted, once each ---> consolidate ---> worker 0
+//!                                           |  '--> rows that are not published ----------> worker 0
 //!                                           '---------------------------------------------> worker 0
 //! ```
+//!
+//! What is wanted and what is published are compared by [`RowName`]s, as most rows are both.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use differential_dataflow::VecCollection;
 use differential_dataflow::input::InputSession;
 use differential_dataflow::operators::ThresholdTotal;
+use differential_dataflow::{AsCollection, VecCollection};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Concat;
 use timely::dataflow::operators::generic::Operator;
 use timely::dataflow::operators::probe::{Handle as ProbeHandle, Probe};
+use timely::dataflow::operators::vec::Map;
 use timely::dataflow::{Scope, Stream};
 use timely::worker::Worker;
 
@@ -31,21 +35,19 @@ use crate::derive::{
 };
 use crate::error::Error;
 use crate::pool::quietly;
-use crate::store::Row;
+use crate::store::{Row, RowName, name_of};
 
 /// Rounds at work at once. Together with a round's size it bounds how many units wait in queues, as names and hashes.
 const OPEN_ROUNDS: u64 = 8;
 const PARK: Duration = Duration::from_millis(20);
 
-/// A row under the number of its stage in [`Shared::stage_names`]. Published rows may be of stages that the plan no longer
-/// has.
-type StageRow = (u32, Item);
-
 /// What the dataflow found out in one ingest.
 #[derive(Default)]
 pub(crate) struct Found {
     /// Of the first ingest: wanted minus published. Later: what is wanted now and was not before, and the reverse.
-    pub(crate) changes: Vec<(StageRow, isize)>,
+    pub(crate) changes: Vec<(RowName, isize)>,
+    /// What these rows are, and perhaps others; of rows that were published before and that nothing yields, nothing is said.
+    pub(crate) news: Vec<(RowName, Row)>,
     /// Units without rows that came or went, with the index of the stage at fault.
     pub(crate) faults: Vec<((u32, Fault), isize)>,
 }
@@ -68,14 +70,13 @@ pub(crate) fn execute(
     shared: &Arc<Shared>,
     workers: usize,
     ingests: Ingests,
-    published: Vec<Row>,
     mut hear: impl FnMut(Found) -> crate::error::Result<()>,
 ) -> bool {
     let (told, heard) = crossbeam_channel::bounded(0);
     let (answer, answered) = crossbeam_channel::bounded(1);
     let complete = Arc::new(AtomicBool::new(false));
     // What worker 0 alone needs.
-    let first = Mutex::new(Some((published, Listener { told, answered })));
+    let first = Mutex::new(Some(Listener { told, answered }));
     let (own, done) = (shared.clone(), complete.clone());
     let guards = timely::execute(timely::Config::process(workers), move |worker| {
         let mine = first.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| worker.index() == 0);
@@ -115,7 +116,7 @@ struct Inputs {
     /// By stage index, for sources.
     files: Vec<(usize, InputSession<Time, Item, isize>)>,
     faults: InputSession<Time, (u32, Fault), isize>,
-    published: InputSession<Time, StageRow, isize>,
+    published: InputSession<Time, RowName, isize>,
 }
 
 /// What a worker watches.
@@ -128,22 +129,18 @@ struct Probes {
 
 /// Builds the dataflow and steps it until all is known or the run stops. `true`: all is known, or was known and published
 /// when a watching run was told to stop.
-fn drive(worker: &mut Worker, shared: &Arc<Shared>, ingests: Ingests, mine: Option<(Vec<Row>, Listener)>) -> bool {
+fn drive(worker: &mut Worker, shared: &Arc<Shared>, ingests: Ingests, mine: Option<Listener>) -> bool {
     let dataflow = worker.next_dataflow_index();
     let found = Arc::new(Mutex::new(Found::default()));
     // What is sent while the dataflow is built reaches nobody, and is waited for all the same; so inputs speak later.
     let (mut inputs, probes) = worker.dataflow(|scope| build(scope, shared, &found));
-    let Some((published, listener)) = mine else {
+    let Some(listener) = mine else {
         drop(inputs);
         return step(worker, shared, &probes, &mut |_| {});
     };
     // Compared at the end of the first ingest, when all wanted rows are known.
     let end = end_of_ingest(&0);
-    for row in published {
-        let stage =
-            shared.stage_names.iter().position(|name| *name == row.stage).expect("all published stages have names");
-        inputs.published.update_at((stage as u32, Item::of_row(row)), end, 1);
-    }
+    shared.published.to_vec().into_iter().for_each(|name| inputs.published.update_at(name, end, 1));
     let (sender, feed_from) = crossbeam_channel::bounded(2);
     let activator = worker.sync_activator_for(vec![dataflow]);
     let feeder = {
@@ -289,7 +286,8 @@ fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<Found>>
     let mut inputs = Inputs { files: Vec::new(), faults: InputSession::new(), published: InputSession::new() };
     let probes = Probes { settled: ProbeHandle::new(), heard: ProbeHandle::new() };
     let mut tables: Tables<'_> = shared.graph.stages.iter().map(|_| None).collect();
-    let mut wanted: Vec<VecCollection<'_, Time, StageRow>> = Vec::new();
+    let mut wanted: Vec<VecCollection<'_, Time, RowName>> = Vec::new();
+    let mut news = Vec::new();
     let mut faults = vec![inputs.faults.to_collection(scope)];
     for (index, group) in shared.graph.groups.iter().enumerate() {
         let units = match group.input {
@@ -309,8 +307,9 @@ fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<Found>>
                 Yield::Row { stage, item } if stage == own => Some(item),
                 _ => None,
             });
-            // The published side does not know sources: a row is what it holds.
-            wanted.push(rows.clone().map(move |item| (own, Item { source: None, ..item })));
+            let (names, rows_of_note) = named(rows.clone(), shared, member.stage);
+            wanted.push(names);
+            news.push(rows_of_note);
             tables[member.stage] = Some(rows);
         }
         faults.push(yields.flat_map(|what| match what {
@@ -327,15 +326,35 @@ fn build(scope: Scope<'_, Time>, shared: &Arc<Shared>, found: &Arc<Mutex<Found>>
     let all_settled = rows_settled.concat(faults.clone().map(|_| ()).inner);
     all_settled.probe_with(&probes.settled);
 
-    let wanted = once_each(wanted.delay(end_of_ingest), shared, |(_, row)| format!("row `{}`", row.id));
+    let wanted = once_each(wanted.delay(end_of_ingest), shared, |name| format!("row {name:032x}"));
     let changes = wanted.concat(published_rows.negate()).consolidate();
     let sink = found.clone();
     let rows_heard = on_worker_0(changes, move |change, sign| lock(&sink).changes.push((change, sign)));
     let sink = found.clone();
     let faults = once_each(faults.delay(end_of_ingest), shared, |(_, fault)| format!("fault of `{}`", fault.unit));
     let faults_heard = on_worker_0(faults, move |fault, sign| lock(&sink).faults.push((fault, sign)));
-    rows_heard.concat(faults_heard).probe_with(&probes.heard);
+    let news = differential_dataflow::collection::concatenate(scope, news);
+    let sink = found.clone();
+    let news_heard = on_worker_0(news, move |news, _| lock(&sink).news.push(news));
+    rows_heard.concat(news_heard).concat(faults_heard).probe_with(&probes.heard);
     (inputs, probes)
+}
+
+/// The names of a stage's rows, and the rows that may have to be spelt out: those that are not published, and those that go.
+fn named<'s>(
+    rows: VecCollection<'s, Time, Item>,
+    shared: &Arc<Shared>,
+    stage: usize,
+) -> (VecCollection<'s, Time, RowName>, VecCollection<'s, Time, (RowName, Row)>) {
+    let shared = shared.clone();
+    let name = move |(item, time, sign): (Item, Time, isize)| {
+        let id = &shared.graph.stages[stage].id;
+        let name = name_of(id, &item.id, &item.content, item.origin.as_deref(), &item.files);
+        let is_news = sign < 0 || !shared.published.contains(name);
+        ((name, is_news.then(|| item.into_row(id))), time, sign)
+    };
+    let named = rows.inner.map(name).as_collection();
+    (named.clone().map(|(name, _)| name), named.flat_map(|(name, row)| Some((name, row?))))
 }
 
 /// Each once, however often it is there. What is there less than never was taken back twice, which is a bug: the run fails
@@ -392,7 +411,7 @@ fn shard_units<'s>(shared: &Shared, group: &Group, count: u32, tables: &Tables<'
     let first = shards.next().expect("a group of shards has whole tables");
     let named = move |(shard, whole): (u32, Whole)| {
         let id = shard_id(&id, shard, count);
-        let item = Item { id, content: Default::default(), source: None, origin: None, files: Arc::from([]) };
+        let item = Item { id, content: Default::default(), source: None, origin: None, files: Arc::default() };
         (shard, Work { item, tables: vec![whole] })
     };
     let units = first.map(named);

@@ -145,7 +145,7 @@ impl<W: Fn()> Feeder<'_, W> {
                             content,
                             source: Some(content),
                             origin: Some(path.clone()),
-                            files: Arc::from([]),
+                            files: Arc::default(),
                         };
                         if self.listing.is_some() {
                             now.files.insert((stage, id), item.clone());
@@ -168,7 +168,7 @@ impl<W: Fn()> Feeder<'_, W> {
                     Err(error) => {
                         self.round.files.extend(before.map(|before| (stage, before, -1)));
                         let (class, reason) = (Class::Transient, error.to_string());
-                        self.fault(&mut now, stage, Fault { unit: id, path: Some(path), class, reason });
+                        self.fault(&mut now, stage, Fault { unit: id, path: Some(path), class, reason, key: None });
                     }
                 }
                 if self.is_full() && self.send().is_err() {
@@ -252,6 +252,7 @@ pub(crate) fn scan(stage: &RunStage, limit: Option<usize>) -> Result<(Vec<File>,
         path: Some(path.to_string_lossy().into()),
         class: Class::Bad,
         reason,
+        key: None,
     };
     let mut faults: Vec<Fault> = found.bad.into_iter().map(|(id, path, reason)| bad(id, &path, reason)).collect();
     let mut files = Vec::new();

@@ -14,6 +14,7 @@ use crate::plan::{Plan, PlannedStage};
 use crate::pool::{Progress, StageCounters};
 use crate::spec::OnChange;
 use crate::stage::{AnyStage, Needs};
+use crate::store::MemoRow;
 
 pub(crate) struct Graph {
     /// In the plan's order; all indices below count in it.
@@ -180,6 +181,15 @@ impl Graph {
     /// Does one of these stages read the files that rows go back to?
     pub(crate) fn read_files(&self, chain: &[usize]) -> bool {
         chain.iter().any(|stage| self.stages[*stage].stage.reads_file())
+    }
+
+    /// The row that a member yields of this unit.
+    pub(crate) fn row_of(&self, member: &Member, unit: &Item, row: &MemoRow) -> Item {
+        let stage = &self.stages[member.stage].stage;
+        // Most rows have no files, and those share one empty list.
+        let files = if row.files.is_empty() { Arc::default() } else { Arc::from(row.files.as_slice()) };
+        let id = Arc::from(stage.row_id(&self.id_after(&member.chain, &unit.id), &row.name));
+        Item { id, content: row.content, source: unit.source, origin: unit.origin.clone(), files }
     }
 
     /// The id that a row has after these transient stages. They yield one row without a name of its own.

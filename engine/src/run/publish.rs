@@ -1,15 +1,16 @@
 //! The end of an ingest: rows, quarantine, then the folders outside the store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::derive::Fault;
 use crate::error::{Error, Result};
-use crate::plan::{Plan, PlannedStage};
+use crate::plan::Plan;
 use crate::report::Report;
 use crate::run::dataflow::Found;
+use crate::run::published::is_kept;
 use crate::run::shared::Shared;
-use crate::spec::{MaxQuarantined, OnChange};
-use crate::store::{Quarantined, Row, Store, place};
+use crate::spec::MaxQuarantined;
+use crate::store::{Quarantined, Row, RowName, Store, place, take_back};
 
 /// What is published, as this run leaves it after each ingest.
 pub(crate) struct Publisher<'a> {
@@ -22,31 +23,27 @@ pub(crate) struct Publisher<'a> {
 }
 
 impl<'a> Publisher<'a> {
-    /// `published` is what was published before.
-    pub(crate) fn new(plan: &'a Plan, store: &'a Store, shared: &'a Shared, published: &[Row]) -> Publisher<'a> {
+    /// `kept` is what was published before of the stages that [`is_kept`] names.
+    pub(crate) fn new(plan: &'a Plan, store: &'a Store, shared: &'a Shared, kept: Vec<Row>) -> Publisher<'a> {
         let mut publisher = Publisher { plan, store, shared, rows: BTreeMap::new(), faults: BTreeSet::new() };
-        publisher.keep(published.iter().cloned());
+        publisher.keep(kept.into_iter());
         publisher
     }
 
     /// Remembers the rows whose files have to be placed, and those that the next result may depend on.
     fn keep(&mut self, rows: impl Iterator<Item = Row>) {
-        let kept = |stage: &PlannedStage| stage.placement.is_some() || stage.on_change != OnChange::Retrain;
-        let kept = |row: &Row| self.plan.stages.iter().any(|stage| stage.id == row.stage && kept(stage));
+        let kept = |row: &Row| self.plan.stages.iter().any(|stage| stage.id == row.stage && is_kept(stage));
         self.rows.extend(rows.filter(kept).map(|row| ((row.stage.clone(), row.id.clone()), row)));
     }
 
     /// Publishes what an ingest has found, and says so in the report.
     pub(crate) fn publish(&mut self, found: Found, report: &mut Report) -> Result<()> {
         let Publisher { plan, store, shared, .. } = *self;
-        let (mut add, mut remove) = (Vec::new(), Vec::new());
-        for ((stage, item), sign) in found.changes {
-            if sign > 0 { &mut add } else { &mut remove }.push(item.into_row(&shared.stage_names[stage as usize]));
-        }
-        add.sort();
-        remove.sort();
+        let gone = found.changes.iter().filter(|(_, sign)| *sign < 0).map(|(name, _)| *name).collect();
+        let (add, remove) = self.spell_out(found.changes, found.news)?;
         if !add.is_empty() || !remove.is_empty() {
             store.publish(&plan.name, shared.run, &add, &remove)?;
+            shared.published.remove(&gone);
         }
         count(&add, &remove, report);
         for row in remove {
@@ -66,6 +63,35 @@ impl<'a> Publisher<'a> {
         self.place(report)
     }
 
+    /// Rows to add and to remove, each sorted. Of rows that come and go the dataflow has said what they are; of others to
+    /// remove, which nothing yields any more, the store knows it.
+    fn spell_out(&self, changes: Vec<(RowName, isize)>, news: Vec<(RowName, Row)>) -> Result<(Vec<Row>, Vec<Row>)> {
+        let mut news: HashMap<RowName, Row> = news.into_iter().collect();
+        let (mut add, mut remove, mut unknown) = (Vec::new(), Vec::new(), HashSet::new());
+        for (name, sign) in changes {
+            match (news.remove(&name), sign > 0) {
+                (Some(row), true) => add.push(row),
+                (Some(row), false) => remove.push(row),
+                (None, false) => _ = unknown.insert(name),
+                (None, true) => {
+                    let reason = "a row is to be published that nobody has spelt out, which is a bug of the engine";
+                    return Err(Error::Failed(reason.to_owned()));
+                }
+            }
+        }
+        if !unknown.is_empty() {
+            self.store.each_published(&self.plan.name, |row| {
+                if unknown.remove(&row.name()) {
+                    remove.push(row.to_row()?);
+                }
+                Ok(())
+            })?;
+        }
+        add.sort();
+        remove.sort();
+        Ok((add, remove))
+    }
+
     fn quarantine(&self, report: &mut Report) -> Result<()> {
         let Publisher { plan, store, shared, .. } = *self;
         let entry = |(stage, fault): &(u32, Fault)| Quarantined {
@@ -75,8 +101,10 @@ impl<'a> Publisher<'a> {
             class: fault.class,
             reason: fault.reason.clone(),
             run: shared.run,
+            keys: fault.key.into_iter().collect(),
         };
-        let mut list: Vec<Quarantined> = self.faults.iter().map(entry).collect();
+        let list = self.faults.iter().map(entry).collect();
+        let mut list = Quarantined::merged(list);
         list.sort();
         report.quarantined.clone_from(&list);
         if plan.partial {
@@ -99,7 +127,11 @@ impl<'a> Publisher<'a> {
             let placed = place(self.store, &self.plan.name, &stage.id, placement, &files(&stage.id, rows)?)?;
             report.outputs.insert(stage.id.clone(), placed.path);
         }
-        Ok(())
+        if self.plan.partial {
+            return Ok(());
+        }
+        let places = |id: &str| self.plan.stages.iter().any(|stage| stage.id == id && stage.placement.is_some());
+        take_back(self.store, &self.plan.name, places)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::fingerprint::Hash;
 use crate::pool::{Budget, Cancel, CommitMessage, DeviceQueue, JobQueue, Progress};
 use crate::run::graph::{Graph, RunStage};
 use crate::run::history::History;
+use crate::run::published::PublishedNames;
 use crate::stage::Context;
 use crate::store::Store;
 
@@ -21,8 +22,9 @@ pub(crate) struct Shared {
     /// The run's number in the store.
     pub(crate) run: i64,
     pub(crate) graph: Graph,
-    /// The ids of the plan's stages, in its order, and of others whose rows are still published.
-    pub(crate) stage_names: Vec<String>,
+    pub(crate) published: PublishedNames,
+    /// The run goes on with what changes, so it may have to take back what it said.
+    pub(crate) watches: bool,
     pub(crate) store: Store,
     pub(crate) budget: Budget,
     pub(crate) jobs: JobQueue,
@@ -31,7 +33,8 @@ pub(crate) struct Shared {
     /// The caller's request to stop, or a failure's.
     pub(crate) cancel: Cancel,
     pub(crate) progress: Progress,
-    pub(crate) device: String,
+    /// At least one; each has a thread of its own.
+    pub(crate) devices: Vec<String>,
     pub(crate) memory_bytes: u64,
     /// The content of each source file as it was scanned.
     pub(crate) scanned: Mutex<HashMap<Arc<str>, Hash>>,
@@ -58,9 +61,10 @@ impl Shared {
         self.cancel.is_cancelled()
     }
 
-    pub(crate) fn context(&self, stage: &RunStage) -> Context {
+    /// For an operator that is opened by the thread of this device; a pool thread names the first and uses none.
+    pub(crate) fn context(&self, stage: &RunStage, device: usize) -> Context {
         Context {
-            device: self.device.clone(),
+            device: self.devices[device].clone(),
             memory_bytes: self.memory_bytes,
             blobs: self.store.blobs(),
             scratch: self.store.scratch(),

@@ -18,6 +18,8 @@ use crate::fingerprint::Hash;
 #[derive(Clone, Debug)]
 pub struct Blobs {
     dir: Arc<Path>,
+    /// A second folder of blobs, which is only read.
+    beside: Option<Arc<Path>>,
 }
 
 impl Blobs {
@@ -28,7 +30,12 @@ impl Blobs {
     }
 
     pub(super) fn at(store: &Path) -> Blobs {
-        Blobs { dir: store.join("blobs").into() }
+        Blobs { dir: store.join("blobs").into(), beside: None }
+    }
+
+    /// These, and a folder of another store for new ones.
+    pub(super) fn aside(&self, store: &Path) -> Result<Blobs> {
+        Ok(Blobs { beside: Some(self.dir.clone()), ..Blobs::create(store)? })
     }
 
     /// What a run that was cut short left behind. Only the holder of the store's lock may call this.
@@ -36,6 +43,7 @@ impl Blobs {
         let dir = self.temp_dir();
         for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
             let path = entry.map_err(Error::io("list", &dir))?.path();
+            fail_point("blob.stale");
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
         Ok(())
@@ -47,8 +55,11 @@ impl Blobs {
 
     /// Where the blob stands, or would stand.
     pub fn path(&self, hash: &Hash) -> PathBuf {
-        let name = hash.to_string();
-        self.dir.join(&name[..2]).join(&name[2..])
+        let own = place(&self.dir, hash);
+        match &self.beside {
+            Some(beside) if !own.is_file() => place(beside, hash),
+            _ => own,
+        }
     }
 
     pub fn contains(&self, hash: &Hash) -> bool {
@@ -114,7 +125,7 @@ impl Blobs {
 
     /// Bytes to the disk, then the name: a crash leaves the blob whole or absent.
     fn settle(&self, hash: &Hash, temp: &Path) -> Result<()> {
-        let path = self.path(hash);
+        let path = place(&self.dir, hash);
         let dir = path.parent().expect("a blob stands in a folder of its own");
         fs::create_dir_all(dir).map_err(Error::io("make folder", dir))?;
         File::open(temp).and_then(|file| file.sync_all()).map_err(Error::io("flush to the disk", temp))?;
@@ -122,6 +133,11 @@ impl Blobs {
         fs::rename(temp, &path).map_err(Error::io("rename to", &path))?;
         sync_dir(dir)
     }
+}
+
+fn place(dir: &Path, hash: &Hash) -> PathBuf {
+    let name = hash.to_string();
+    dir.join(&name[..2]).join(&name[2..])
 }
 
 /// A temporary file with the permissions that the user's other files have (tempfile's own default is private).

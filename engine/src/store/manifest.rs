@@ -1,14 +1,12 @@
 //! The SQLite file: what was computed, what is published, what failed, which runs there were.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::fail::fail_point;
 use super::rows;
@@ -17,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::fingerprint::Hash;
 
 /// Step `n` brings a manifest of format `n` to format `n + 1`. Released steps never change; new ones are appended.
-const MIGRATIONS: &[&str] = &[include_str!("format_1.sql"), include_str!("format_2.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("format_1.sql"), include_str!("format_2.sql"), include_str!("format_3.sql")];
 
 /// One output row of a memoised unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,43 +62,6 @@ pub struct Finished {
     pub run: i64,
 }
 
-/// A published row: what a pipeline's stage yields now.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Row {
-    pub stage: String,
-    /// Unique within pipeline and stage.
-    pub id: String,
-    pub content: Hash,
-    /// The file that the row goes back to.
-    pub origin: Option<String>,
-    pub files: Vec<(String, Hash)>,
-}
-
-/// Why a unit is in quarantine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Class {
-    /// Its data is bad: not tried again until its content changes.
-    Bad,
-    /// Something around it failed: tried again by the next run.
-    Transient,
-    /// The stage panicked: tried again by the next run.
-    Bug,
-}
-
-/// A unit without result.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Quarantined {
-    pub unit: String,
-    /// The file that the unit goes back to.
-    pub path: Option<String>,
-    pub stage: String,
-    pub class: Class,
-    pub reason: String,
-    /// The run that first put it here.
-    pub run: i64,
-}
-
 /// A run, as the store remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RunRecord {
@@ -115,31 +76,6 @@ pub struct RunRecord {
     pub report: Option<String>,
 }
 
-impl Class {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Class::Bad => "bad",
-            Class::Transient => "transient",
-            Class::Bug => "bug",
-        }
-    }
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for Class {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Class, String> {
-        let all = [Class::Bad, Class::Transient, Class::Bug];
-        all.into_iter().find(|c| c.as_str() == text).ok_or_else(|| format!("`{text}` is none of bad, transient, bug"))
-    }
-}
-
 impl FromSql for Hash {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Hash> {
         <[u8; 32]>::column_result(value).map(Hash)
@@ -149,18 +85,6 @@ impl FromSql for Hash {
 impl ToSql for Hash {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::from(self.0.as_slice()))
-    }
-}
-
-impl FromSql for Class {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Class> {
-        value.as_str()?.parse().map_err(|e: String| FromSqlError::Other(e.into()))
-    }
-}
-
-impl ToSql for Class {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::from(self.as_str()))
     }
 }
 
@@ -176,7 +100,7 @@ impl FromSql for Files {
     }
 }
 
-fn files_text(files: &[(String, Hash)]) -> String {
+pub(super) fn files_text(files: &[(String, Hash)]) -> String {
     serde_json::to_string(files).expect("paths and hashes are plain text, which JSON can hold")
 }
 
@@ -197,6 +121,7 @@ pub(super) fn open(dir: &Path) -> Result<Connection> {
         let change = manifest.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail())?;
         change.execute_batch(sql).map_err(fail())?;
         change.pragma_update(None, "user_version", step as i64 + 1).map_err(fail())?;
+        fail_point("manifest.format");
         change.commit().map_err(fail())?;
     }
     Ok(manifest)
@@ -219,7 +144,10 @@ pub(super) fn open_read(dir: &Path) -> Result<Connection> {
         found if found < MIGRATIONS.len() as i64 => {
             Err(Error::OlderStore { dir: dir.to_owned(), found, known: MIGRATIONS.len() as i64 })
         }
-        _ => Ok(manifest),
+        _ => {
+            tune(&manifest).map_err(fail())?;
+            Ok(manifest)
+        }
     }
 }
 
@@ -241,7 +169,7 @@ impl Store {
         let fail = || Error::manifest("look up results");
         let mut found = Vec::with_capacity(keys.len());
         {
-            let mut manifest = self.manifest();
+            let mut manifest = self.reader();
             // One transaction takes the file's lock once, not for each key.
             let manifest = manifest.transaction().map_err(fail())?;
             // Rows first: most units have some, and rows stand there only with their memo. The payload of a short row is
@@ -313,8 +241,8 @@ impl Store {
     }
 
     /// Where the bytes of a committed row are.
-    pub(super) fn payload(&self, content: &Hash) -> Result<Payload> {
-        let manifest = self.manifest();
+    pub(crate) fn payload(&self, content: &Hash) -> Result<Payload> {
+        let manifest = self.reader();
         let found =
             manifest.prepare_cached("SELECT bytes, blob FROM payload WHERE content = ?1").and_then(|mut find| {
                 find.query_row([content], |row| match row.get(1)? {
@@ -326,88 +254,6 @@ impl Store {
         found.map_err(Error::manifest("read a row"))?.ok_or_else(|| Error::Corrupt {
             what: format!("row {}", content.short()),
             reason: "its bytes were never committed".to_owned(),
-        })
-    }
-
-    /// All rows that the pipeline publishes, sorted by stage and id.
-    pub fn published(&self, pipeline: &str) -> Result<Vec<Row>> {
-        let sql = "SELECT stage, id, content, origin, files FROM published WHERE pipeline = ?1 ORDER BY stage, id";
-        self.list("read published rows", sql, params![pipeline], |row| {
-            let Files(files) = row.get(4)?;
-            Ok(Row { stage: row.get(0)?, id: row.get(1)?, content: row.get(2)?, origin: row.get(3)?, files })
-        })
-    }
-
-    /// Changes what the pipeline publishes, in one transaction that also stamps the run: first `remove`, then `add`.
-    /// `Err` where a row to remove is not published so, or a row to add has the id of another.
-    pub fn publish(&self, pipeline: &str, run: i64, add: &[Row], remove: &[Row]) -> Result<()> {
-        let mut wrong = None;
-        let result = self.change("publish rows", "publish", |manifest| {
-            let sql = "DELETE FROM published WHERE pipeline = ?1 AND stage = ?2 AND id = ?3 AND content = ?4";
-            let mut delete = manifest.prepare_cached(sql)?;
-            let mut retire =
-                manifest.prepare_cached("INSERT OR REPLACE INTO retired (content, run) VALUES (?1, ?2)")?;
-            for row in remove {
-                retire.execute(params![row.content, run])?;
-                if delete.execute(params![pipeline, row.stage, row.id, row.content])? == 0 {
-                    wrong = Some(format!("stage `{}`: row `{}` is to be removed and is not there", row.stage, row.id));
-                    return Err(rusqlite::Error::StatementChangedRows(0));
-                }
-            }
-            let sql = "INSERT INTO published (pipeline, stage, id, content, origin, files, run)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
-            let mut insert = manifest.prepare_cached(sql)?;
-            for Row { stage, id, content, origin, files } in add {
-                if insert.execute(params![pipeline, stage, id, content, origin, files_text(files), run])? == 0 {
-                    wrong = Some(format!("stage `{stage}` yields two rows named `{id}`; ids must differ"));
-                    return Err(rusqlite::Error::StatementChangedRows(0));
-                }
-            }
-            manifest.execute("UPDATE run SET published_ms = ?2 WHERE id = ?1", params![run, now_ms()])?;
-            Ok(())
-        });
-        match wrong {
-            Some(reason) => Err(Error::Failed(reason)),
-            None => result,
-        }
-    }
-
-    /// Units of the pipeline without result, sorted by stage and unit.
-    pub fn quarantine(&self, pipeline: &str) -> Result<Vec<Quarantined>> {
-        let sql = "SELECT unit, path, stage, class, reason, run FROM quarantine WHERE pipeline = ?1
-                   ORDER BY stage, unit, class, reason";
-        self.list("read the quarantine", sql, params![pipeline], |row| {
-            Ok(Quarantined {
-                unit: row.get(0)?,
-                path: row.get(1)?,
-                stage: row.get(2)?,
-                class: row.get(3)?,
-                reason: row.get(4)?,
-                run: row.get(5)?,
-            })
-        })
-    }
-
-    /// Makes `list` the pipeline's quarantine. An entry that was there before keeps the run that first put it there;
-    /// others get `run`.
-    pub fn set_quarantine(&self, pipeline: &str, run: i64, list: &[Quarantined]) -> Result<()> {
-        let before = self.quarantine(pipeline)?;
-        let alike = |entry: &Quarantined| Quarantined { run: 0, ..entry.clone() };
-        let known: BTreeMap<Quarantined, i64> = before.iter().map(|entry| (alike(entry), entry.run)).collect();
-        let after: BTreeMap<Quarantined, i64> =
-            list.iter().map(alike).map(|entry| (entry.clone(), known.get(&entry).copied().unwrap_or(run))).collect();
-        if after == known {
-            return Ok(());
-        }
-        self.change("save the quarantine", "quarantine", |manifest| {
-            manifest.execute("DELETE FROM quarantine WHERE pipeline = ?1", [pipeline])?;
-            let sql = "INSERT INTO quarantine (pipeline, unit, path, stage, class, reason, run)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-            let mut insert = manifest.prepare_cached(sql)?;
-            for (Quarantined { unit, path, stage, class, reason, .. }, run) in &after {
-                insert.execute(params![pipeline, unit, path, stage, class, reason, run])?;
-            }
-            Ok(())
         })
     }
 
@@ -453,12 +299,6 @@ impl Store {
     /// Names of all pipelines that ever ran here, sorted.
     pub fn pipelines(&self) -> Result<Vec<String>> {
         self.list("list pipelines", "SELECT DISTINCT pipeline FROM run ORDER BY pipeline", [], |row| row.get(0))
-    }
-
-    /// Stages of the pipeline with the count of rows that each publishes, sorted by stage.
-    pub fn counts(&self, pipeline: &str) -> Result<Vec<(String, u64)>> {
-        let sql = "SELECT stage, count(*) FROM published WHERE pipeline = ?1 GROUP BY stage ORDER BY stage";
-        self.list("count rows", sql, params![pipeline], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))
     }
 
     /// Stages whose rows the pipeline's newest finished run left as they were though their inputs had changed, with the run

@@ -15,7 +15,8 @@ mod gc;
 mod lineage;
 mod manifest;
 mod publish;
-mod retry;
+mod published;
+mod quarantine;
 mod rows;
 mod scratch;
 mod seen;
@@ -33,15 +34,20 @@ use rusqlite::Connection;
 pub use blobs::Blobs;
 pub use costs::Cost;
 pub use fail::{FAIL_POINTS, abort_at};
-pub use gc::{Freed, Garbage};
+pub use gc::{Freed, Garbage, LeftFolder};
 pub use lineage::{MadeBy, PublishedRow, Seen, Sizes};
-pub use manifest::{Class, Finished, Memo, MemoRow, Quarantined, Row, RunRecord};
+pub use manifest::{Finished, Memo, MemoRow, RunRecord};
+pub(crate) use publish::take_back;
 pub use publish::{Placed, place};
+pub use published::Row;
+pub(crate) use published::{RowName, name_of};
+pub use quarantine::{Class, Quarantined};
 pub use scratch::Scratch;
 pub use verify::{Damage, DamageKind, Verified};
 
 use crate::error::{Error, Result};
 use crate::fingerprint::Hash;
+use fail::fail_point;
 
 /// An open store. Clones are the same store; it stays open until the last one is dropped.
 #[derive(Clone)]
@@ -49,6 +55,8 @@ pub struct Store {
     dir: Arc<Path>,
     blobs: Blobs,
     manifest: Arc<Mutex<Connection>>,
+    /// For look-ups of results, which then wait for no writer.
+    reader: Arc<Mutex<Connection>>,
     seen: Arc<seen::SeenFiles>,
     /// Held as long as the store is open; the system lets go of it when the process dies.
     lock: Option<Arc<Lock>>,
@@ -92,13 +100,13 @@ impl Store {
     fn open_for_upkeep(dir: &Path, lock: Lock) -> Result<Store> {
         let manifest = manifest::open(dir)?;
         let blobs = Blobs::create(dir)?;
-        Ok(Store::of(dir, manifest, blobs, Some(lock)))
+        Store::of(dir, manifest, blobs, Some(lock))
     }
 
     /// Opens an existing store for looking only: takes no lock, so it works beside a run.
     pub fn open_read(dir: impl AsRef<Path>) -> Result<Store> {
         let dir = dir.as_ref();
-        Ok(Store::of(dir, manifest::open_read(dir)?, Blobs::at(dir), None))
+        Store::of(dir, manifest::open_read(dir)?, Blobs::at(dir), None)
     }
 
     /// Opens an existing store for looking while nobody changes it: `Err` beside a run.
@@ -106,12 +114,19 @@ impl Store {
         let dir = dir.as_ref();
         manifest::find(dir)?;
         let lock = Lock::take(dir)?;
-        Ok(Store::of(dir, manifest::open_read(dir)?, Blobs::at(dir), Some(lock)))
+        Store::of(dir, manifest::open_read(dir)?, Blobs::at(dir), Some(lock))
     }
 
-    fn of(dir: &Path, manifest: Connection, blobs: Blobs, lock: Option<Lock>) -> Store {
-        let manifest = Arc::new(Mutex::new(manifest));
-        Store { dir: dir.into(), blobs, manifest, seen: Arc::default(), lock: lock.map(Arc::new) }
+    fn of(dir: &Path, manifest: Connection, blobs: Blobs, lock: Option<Lock>) -> Result<Store> {
+        let [manifest, reader] = [manifest, manifest::open_read(dir)?].map(|open| Arc::new(Mutex::new(open)));
+        Ok(Store { dir: dir.into(), blobs, manifest, reader, seen: Arc::default(), lock: lock.map(Arc::new) })
+    }
+
+    /// The same store for looking; blobs and scratch files that are made now stand in `dir`.
+    pub(crate) fn aside(&self, dir: &Path) -> Result<Store> {
+        let blobs = self.blobs.aside(dir)?;
+        let (manifest, reader) = (self.manifest.clone(), self.reader.clone());
+        Ok(Store { dir: dir.into(), blobs, manifest, reader, seen: Arc::default(), lock: None })
     }
 
     pub fn dir(&self) -> &Path {
@@ -153,6 +168,10 @@ impl Store {
         // A panic inside a transaction rolls it back, so the connection stays good.
         self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Store {
@@ -182,6 +201,7 @@ impl Lock {
             }
             Err(TryLockError::Error(source)) => return Err(Error::Io { what: "lock", path, source }),
         }
+        fail_point("lock.write");
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(Error::io("write", &path))?;
         Ok(Lock(file))
     }

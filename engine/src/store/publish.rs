@@ -78,6 +78,19 @@ pub fn place(
     Ok(Placed { path: placement.path.clone(), changed: folder.place_flat(files)?, version: None })
 }
 
+/// Takes back the files of stages that left the pipeline; `has` knows those that place files now.
+pub(crate) fn take_back(store: &Store, pipeline: &str, has: impl Fn(&str) -> bool) -> Result<()> {
+    let sql = "SELECT DISTINCT stage, root, version > 0 FROM placed WHERE pipeline = ?1";
+    let placed = store.list("read placed files", sql, params![pipeline], |row| {
+        let placement = Placement { path: PathBuf::from(row.get::<_, String>(1)?), versioned: row.get(2)? };
+        Ok((row.get::<_, String>(0)?, placement))
+    })?;
+    for (stage, placement) in placed.into_iter().filter(|(stage, _)| !has(stage)) {
+        place(store, pipeline, &stage, &placement, &Wanted::new())?;
+    }
+    Ok(())
+}
+
 /// Only names, joined by `/`: nothing that leads out of the folder or has two spellings.
 fn check_plain(stage: &str, file: &str, root: &Path) -> Result<()> {
     let names: Vec<_> = Path::new(file).components().collect();

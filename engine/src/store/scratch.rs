@@ -58,8 +58,9 @@ impl Scratch {
     /// Removes what these units left. One that stays behind takes space and is otherwise harmless.
     pub(crate) fn clear<'a>(&self, keys: impl Iterator<Item = &'a Hash>) {
         if self.dir.is_dir() {
-            for key in keys {
-                fs::remove_dir_all(self.folder(key)).ok();
+            for folder in keys.map(|key| self.folder(key)).filter(|folder| folder.is_dir()) {
+                fail_point("scratch.clear");
+                fs::remove_dir_all(folder).ok();
             }
         }
     }

@@ -69,8 +69,11 @@ impl Store {
         }
         let read_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_nanos() as i64);
         let hash = Hash::of_file(path).map_err(Error::io("read", path))?;
-        // A file that changed while it was read has no content to remember.
-        if Stamp::of(&metadata()?) == before && before.mtime_ns.max(before.ctime_ns) < read_ns - TICK_NS {
+        // A file that changed while it was read has no content to remember; without a lock, nothing is written.
+        if self.lock.is_some()
+            && Stamp::of(&metadata()?) == before
+            && before.mtime_ns.max(before.ctime_ns) < read_ns - TICK_NS
+        {
             let mut unsaved = self.seen.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
             unsaved.push(Seen { path: key, stamp: before, read_ns, hash });
             if unsaved.len() >= GROUP {

@@ -162,6 +162,7 @@ fn quarantine_is_a_list_per_pipeline() {
         class,
         reason: "the file is empty".to_owned(),
         run: 0,
+        keys: vec![],
     };
     let in_run = |run: i64, entry: Quarantined| Quarantined { run, ..entry };
     store.set_quarantine("p", 1, &[entry("b", Class::Bad), entry("a", Class::Bug)]).unwrap();
@@ -219,10 +220,10 @@ fn a_newer_format_is_refused_and_stale_files_go() {
         fs::write(path.join("blobs/tmp/stale"), "x").unwrap();
     }
     for error in [Store::open(&path).err().unwrap(), Store::open_read(&path).err().unwrap()] {
-        assert!(matches!(error, Error::NewerStore { found: 99, known: 2, .. }), "{error}");
+        assert!(matches!(error, Error::NewerStore { found: 99, known: 3, .. }), "{error}");
     }
     let manifest = Connection::open(path.join("manifest.sqlite")).unwrap();
-    manifest.pragma_update(None, "user_version", 2).unwrap();
+    manifest.pragma_update(None, "user_version", 3).unwrap();
     drop(manifest);
     Store::open(&path).unwrap();
     assert!(!path.join("blobs/tmp/stale").exists());
@@ -308,13 +309,23 @@ fn all_writes(path: &Path) {
         let reason = format!("round {round}");
         let (unit, stage) = ("u".to_owned(), "codes".to_owned());
         store
-            .set_quarantine("p", run, &[Quarantined { unit, path: None, stage, class: Class::Bad, reason, run }])
+            .set_quarantine(
+                "p",
+                run,
+                &[Quarantined { unit, path: None, stage, class: Class::Bad, reason, run, keys: vec![] }],
+            )
             .unwrap();
     }
     // Old enough to be remembered.
     store.file_hash(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))).unwrap();
     store.finish_run(run, "done", "{}").unwrap();
     upkeep(&store);
+    let unit = scratch::tests::unit("done");
+    store.scratch().write(&unit, "state", b"half").unwrap();
+    store.scratch().clear([&unit.key].into_iter());
+    drop(store);
+    fs::write(path.join("blobs/tmp/stale"), "half a blob").unwrap();
+    Store::open(path).unwrap();
 }
 
 /// Every kind of durable write that is not a run's. What is published stays as it is.
@@ -322,7 +333,8 @@ fn upkeep(store: &Store) {
     let reject = |unit: &str| commit(store, Hash::of_bytes(unit.as_bytes()), Memo::Bad("spoilt".into()), Vec::new());
     reject("u");
     let (unit, stage, reason) = ("u".to_owned(), "codes".to_owned(), "spoilt".to_owned());
-    store.forget_verdicts(&[Quarantined { unit, path: None, stage, class: Class::Bad, reason, run: 1 }]).unwrap();
+    let keys = vec![Hash::of_bytes(unit.as_bytes())];
+    store.forget_verdicts(&[Quarantined { unit, path: None, stage, class: Class::Bad, reason, run: 1, keys }]).unwrap();
 
     let (_, memo) = remember(store, "unused", &[("", row("unused", 9), &[])]);
     let change = |manifest: &Connection| {
@@ -340,7 +352,7 @@ fn upkeep(store: &Store) {
     for index in 0..9 {
         remember(store, &format!("unused {index}"), &[("", row(&index.to_string(), rows::INLINE_BYTES - 1_000), &[])]);
     }
-    store.gc(0).unwrap();
+    store.gc(0, &[]).unwrap();
 }
 
 fn memo_file(store: &Store) -> Hash {

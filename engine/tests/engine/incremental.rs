@@ -194,24 +194,38 @@ fn random_edits_equal_a_rebuild() {
 }
 
 #[test]
-fn threads_workers_and_batches_do_not_change_a_byte() {
+fn threads_workers_devices_and_batches_do_not_change_a_byte() {
     let files: Vec<(String, String)> =
         (0..90).map(|i| (format!("f{i:02}"), format!("line {i}\nsame\nother {i}"))).collect();
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let mut results = Vec::new();
-    for (workers, batch, threads, memory) in [(1, 1, 1, "2GiB"), (2, 3, 2, "1KiB"), (4, 8, 3, "2MiB")] {
+    let runs = [(1, 1, 1, 1, "2GiB"), (2, 3, 2, 2, "1KiB"), (4, 8, 3, 3, "2MiB"), (1, 1, 2, 2, "1KiB")];
+    for (workers, batch, threads, devices, memory) in runs {
         let mut project = Project::new(&files);
         let run = format!("kind = \"twice\"\nrun = {{ batch = {batch} }}");
         project.toml = project.toml.replace("kind = \"twice\"", &run);
         project.toml =
             project.toml.replace("name = \"toy\"", &format!("name = \"toy\"\n[runtime]\nmemory = \"{memory}\""));
-        let report = project.run_with(&[], |options| (options.workers, options.threads) = (workers, threads));
+        let report = project.run_with(&[], |options| {
+            (options.workers, options.threads) = (workers, threads);
+            options.devices = vec!["cpu".to_owned(); devices];
+        });
         assert_eq!(report.stage("counts").unwrap().executed, 181, "equal lines are computed once");
         assert_eq!(report.stage("counts").unwrap().reused, 89);
         results.push(project.result());
     }
-    assert_eq!(results[0], results[1]);
-    assert_eq!(results[0], results[2]);
+    for result in &results[1..] {
+        assert_eq!(results[0], *result);
+    }
+}
+
+#[test]
+fn devices_work_side_by_side() {
+    let mut project = Project::new(FILES);
+    project.toml = project.toml.replace("kind = \"twice\"", "kind = \"twice\"\nmeet = true\nrun = { batch = 1 }");
+    let report = project.run_with(&[], |options| options.devices = vec!["one".to_owned(), "two".to_owned()]);
+    assert_eq!(report.stage("twice").unwrap().executed, 6);
+    assert!(report.quarantined.is_empty(), "each device has to meet the other");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod contract;
 mod explaining;
 mod failures;
+mod full_disk;
 mod incremental;
 mod interrupted;
 mod on_change;

@@ -13,6 +13,7 @@ use vw2_engine::run::{Options, run};
 use vw2_engine::spec::PipelineSpec;
 use vw2_engine::store::{Row, Store};
 
+pub(crate) use crate::full_disk::copy;
 use crate::toys::KINDS;
 
 /// Every way in which stages can be connected.
@@ -98,8 +99,9 @@ impl Project {
 
     pub(crate) fn plan(&self, sets: &[&str]) -> Plan {
         let path = |name: &str| self.path(name).to_str().unwrap().to_owned();
-        let toml =
-            [("IN", "in"), ("LOG", "log"), ("OUT", "out")].iter().fold(self.toml.clone(), |toml, (word, name)| {
+        let toml = [("IN", "in"), ("LOG", "log"), ("OUT", "out"), ("WEIGHTS", "weights")]
+            .iter()
+            .fold(self.toml.clone(), |toml, (word, name)| {
                 toml.replace(&format!("\"{word}\""), &format!("{:?}", path(name)))
             });
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
@@ -161,20 +163,11 @@ impl Project {
         fresh.toml = self.toml.clone();
         std::fs::remove_dir(fresh.path("in")).unwrap();
         copy(&self.path("in"), &fresh.path("in"));
+        if self.path("weights").exists() {
+            std::fs::copy(self.path("weights"), fresh.path("weights")).unwrap();
+        }
         fresh.run_with(sets, |_| {});
         fresh.result()
-    }
-}
-
-pub(crate) fn copy(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
-        if path.is_dir() {
-            copy(&path, &to);
-        } else {
-            std::fs::copy(path, to).unwrap();
-        }
     }
 }
 

@@ -1,18 +1,18 @@
 //! Stages over texts. A line may ask for trouble: `BAD`, `PANIC`, `FAIL`, and `FLAKY n` (fails the first two times).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, ArrayRef, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{
-    Context, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError, StageKind,
-    Table, Unit,
+    Context, InputFile, Interrupted, Location, Needs, Operator, Output, Placement, Port, Scan, Stage, StageError,
+    StageKind, Table, Unit,
 };
 
 pub(crate) static KINDS: &[StageKind] = &[
@@ -230,19 +230,42 @@ toy! { Count = "count": &[Port::row("lines", &LINES)] => &COUNTS;
     }
 }
 
-/// A line twice, on the device; its result shows whether a companion leaked into it.
+/// A line twice, on the device; its result shows whether a companion leaked into it. Ends in what the file `weights` says.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Twice {}
+struct Twice {
+    /// Units wait until two devices have begun one.
+    #[serde(default)]
+    meet: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weights: Option<InputFile>,
+}
 
-struct TwiceOperator;
+struct TwiceOperator {
+    device: String,
+    meet: bool,
+    weights: String,
+}
+
+/// Devices that have begun a unit of a stage with `meet`.
+static MET: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 impl Operator for TwiceOperator {
     fn process(&mut self, units: &[Unit], out: &mut Output) -> Result<(), StageError> {
+        let begun = Instant::now();
+        if self.meet {
+            MET.lock().unwrap().insert(self.device.clone());
+        }
+        while self.meet && MET.lock().unwrap().len() < 2 {
+            if begun.elapsed() > Duration::from_secs(20) {
+                return Err(format!("device {} is alone", self.device).into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let lines: Vec<String> = units.iter().map(|unit| text(unit.row("lines")).to_owned()).collect();
         for (unit, line) in units.iter().zip(lines) {
             if no_trouble(unit, &line, out)? {
-                out.push(unit, "", text_row(&format!("{line} {line} {}", unit.seed())));
+                out.push(unit, "", text_row(&format!("{line} {line} {}{}", unit.seed(), self.weights)));
             }
         }
         Ok(())
@@ -253,8 +276,10 @@ toy! { Twice = "twice": &[Port::row("lines", &LINES)] => &LINES;
     fn needs(&self) -> Needs {
         Needs::Device
     }
-    fn open(&self, _: &Context) -> Result<Box<dyn Operator>, StageError> {
-        Ok(Box::new(TwiceOperator))
+    fn open(&self, context: &Context) -> Result<Box<dyn Operator>, StageError> {
+        let weights = self.weights.as_ref().map(|file| std::fs::read_to_string(&file.0)).transpose()?;
+        let weights = weights.unwrap_or_default();
+        Ok(Box::new(TwiceOperator { device: context.device.clone(), meet: self.meet, weights }))
     }
 }
 

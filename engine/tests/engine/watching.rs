@@ -1,4 +1,8 @@
 //! A watching run: whatever happens in the folder, what is published at each rest is what a run from scratch publishes.
+//!
+//! A long session spreads its events over the time and looks at its memory, which has to be flat:
+//!
+//!     VW2_WATCH_MINUTES=30 VW2_WATCH_EVENTS=1000 cargo test -p vw2-engine --test engine watching -- --nocapture
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -44,11 +48,31 @@ fn rows(project: &Project) -> Vec<Row> {
     store.published("toy").unwrap().into_iter().map(|row| Row { origin: None, ..row }).collect()
 }
 
+/// Memory of this process that is in use, which is the session's but for a few small things of the test.
+fn resident_kib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// The last third of the session needs at most a tenth more than the second one. The first one is left out: there, caches
+/// are filled.
+fn is_flat(samples: &[u64]) {
+    let third = samples.len() / 3;
+    let most = |from: usize| samples[from..from + third].iter().max().copied().unwrap_or(0);
+    let [first, second, last] = [0, third, samples.len() - third].map(most);
+    eprintln!("most memory in use, by thirds of the session: {first}, {second}, {last} KiB");
+    assert!(last * 10 <= second * 11, "memory grows: at most {second} KiB in the second third, {last} KiB in the last");
+}
+
 #[test]
 fn whatever_happens_is_published_as_a_rebuild_would() {
     let seed = std::env::var("VW2_SEED").map_or_else(|_| u64::from(std::process::id()), |text| text.parse().unwrap());
     let events: u64 = std::env::var("VW2_WATCH_EVENTS").map_or(60, |text| text.parse().unwrap());
+    let minutes: Option<u32> = std::env::var("VW2_WATCH_MINUTES").ok().map(|text| text.parse().unwrap());
     eprintln!("VW2_SEED={seed} VW2_WATCH_EVENTS={events}");
+    let pause = minutes.map(|minutes| Duration::from_secs(60) * minutes / events as u32);
+    let mut memory = Vec::new();
     let mut draws = Draws(seed);
     let project = Project::new(&[("a.txt", "one\ntwo"), ("b.txt", "BAD b")]);
     let (reports, end) = start(&project);
@@ -64,9 +88,18 @@ fn whatever_happens_is_published_as_a_rebuild_would() {
             4 => project.write(&name, &format!("BAD {}", draws.below(4))),
             _ => project.write(&name, &format!("line {}\nline {}", draws.below(30), draws.below(30))),
         }
-        if draws.below(5) == 0 {
-            std::thread::sleep(SETTLE * 2);
+        match pause {
+            Some(pause) => {
+                std::thread::sleep(pause);
+                memory.extend(resident_kib());
+                reports.try_iter().for_each(drop);
+            }
+            None if draws.below(5) == 0 => std::thread::sleep(SETTLE * 2),
+            None => {}
         }
+    }
+    if pause.is_some() {
+        is_flat(&memory);
     }
     let rebuilt = project.rebuilt(&[]);
     let began = Instant::now();

@@ -119,7 +119,7 @@ impl Step {
 }
 
 /// The op on each backend: `z` is f32 and its last dimension holds the components.
-#[backend_extension(Autodiff, Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Autodiff, Cube: cfg(feature = "cube"), Flex)]
 trait FsqOps: Backend {
     fn fsq(z: FloatTensor<Self>, levels: Vec<u32>) -> FloatTensor<Self>;
     fn fsq_backward(z: FloatTensor<Self>, grad: FloatTensor<Self>, levels: Vec<u32>) -> FloatTensor<Self>;
@@ -185,7 +185,7 @@ impl<B: FsqOps, C: CheckpointStrategy> FsqOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube {
     use burn::backend::TensorMetadata;
     use burn::backend::tensor::FloatTensor;

@@ -1,8 +1,15 @@
 //! One file or folder per kernel.
 
+pub mod adamw;
+pub mod attention;
 pub mod conv3d;
+pub mod cross_entropy;
 pub mod fsq;
+pub mod gate;
+pub mod norm;
 pub mod picture;
+pub mod rotary;
+pub mod swiglu;
 
 /// Seeded draws for inputs of tests and benches: a 64-bit SplitMix generator, small and the same everywhere.
 pub(crate) struct Draws(u64);

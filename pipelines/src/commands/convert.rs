@@ -1,4 +1,4 @@
-//! `vw2-pipe convert IN OUT`: a checkpoint as a safetensors file. OUT appears when it is complete, or not at all.
+//! `vw2-pipe convert IN OUT`: a checkpoint as a safetensors or .pt file. OUT appears when it is complete, or not at all.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use miette::{IntoDiagnostic, WrapErr, miette};
-use vw2_models::weights::{Conversion, Lost, SaveType, Weights};
+use vw2_models::weights::{Conversion, Format, Lost, Renaming, SaveType, Weights};
 
 use crate::cli::{self, ConvertArgs, FloatType};
 use crate::text;
@@ -17,8 +17,10 @@ pub(crate) fn convert(args: &ConvertArgs) -> miette::Result<ExitCode> {
         return Err(miette!("`{}` exists; `--force` replaces it", to.display()));
     }
     let weights = Weights::open(&args.from).map_err(|error| miette!("{error}"))?;
-    let conversion =
-        Conversion::new(&weights, &prefix(&args.prefix), float_type(args.dtype)).map_err(|error| miette!("{error}"))?;
+    let renaming = Renaming { prefix: segments(&args.prefix), under: segments(&args.under), averages: args.ema };
+    let format = Format::of(to);
+    let conversion = Conversion::new(&weights, &renaming, float_type(args.dtype), format);
+    let conversion = conversion.map_err(|error| miette!("{error}"))?;
     let lost = write(&conversion, to)?;
     for Lost { name, count } in &lost {
         text::say(format_args!(
@@ -26,6 +28,7 @@ pub(crate) fn convert(args: &ConvertArgs) -> miette::Result<ExitCode> {
         ));
     }
     let config = match (weights.metadata().contains_key("config"), conversion.metadata().contains_key("config")) {
+        _ if format == Format::Torch => "",
         (true, _) => ", with its configuration",
         (false, true) => ", with the configuration of the preset that it fits",
         (false, false) => ", without configuration",
@@ -36,7 +39,7 @@ pub(crate) fn convert(args: &ConvertArgs) -> miette::Result<ExitCode> {
 }
 
 /// A prefix ends where a name's segment ends: `net` means `net.`, not `net_ctrl.`, too.
-fn prefix(given: &str) -> String {
+fn segments(given: &str) -> String {
     if given.is_empty() || given.ends_with('.') { given.to_owned() } else { format!("{given}.") }
 }
 

@@ -240,7 +240,8 @@ impl Step {
         for (key, value) in stage.params.as_object().into_iter().flatten() {
             // Files follow with their content.
             if value.get("$file").is_none() {
-                let _ = writeln!(all, "  {key} = {}", value.get("$path").unwrap_or(value));
+                let bare = value.get("$path").or_else(|| value.get("$how")).unwrap_or(value);
+                let _ = writeln!(all, "  {key} = {bare}");
             }
         }
         for file in &stage.files {

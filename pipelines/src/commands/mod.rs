@@ -6,6 +6,8 @@ pub(crate) mod plan;
 
 pub(crate) mod stages;
 
+pub(crate) mod devices;
+
 pub(crate) mod status;
 
 pub(crate) mod quarantine;

@@ -9,7 +9,7 @@ use vw2_engine::store::Store;
 use vw2_engine::{Error, stage::Needs};
 
 use crate::cli::PlanArgs;
-use crate::commands::run::{numeric_class, require_files};
+use crate::commands::run::{devices, require_files};
 use crate::{loading, text};
 
 /// Runs that are looked through for one on this device.
@@ -58,7 +58,7 @@ fn numeric(plan: &Plan, store: Option<&Store>) -> miette::Result<String> {
         let numeric = settings["numeric"].as_str().filter(|numeric| !numeric.is_empty())?;
         (settings["device"].as_str() == Some(&plan.runtime.device)).then(|| numeric.to_owned())
     });
-    noted.map_or_else(|| numeric_class(plan), Ok)
+    noted.map_or_else(|| devices(plan).map(|(_, numeric)| numeric), Ok)
 }
 
 fn as_text(explanation: &Explanation) -> String {

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use miette::miette;
 use serde_json::{Value, json};
-use vw2_engine::store::{Class, Quarantined, Store};
+use vw2_engine::Hash;
+use vw2_engine::store::{Quarantined, Store};
 
 use crate::cli::QuarantineArgs;
 use crate::text;
@@ -63,7 +64,7 @@ fn choose(all: &[Entries], args: &QuarantineArgs) -> miette::Result<Vec<Entries>
 
 /// One line a unit: class, stage, path (or the unit's id where no file is to blame), reason.
 pub(super) fn lines(list: &[Quarantined], indent: &str) -> String {
-    list.iter().fold(String::new(), |mut lines, Quarantined { unit, path, stage, class, reason, run }| {
+    list.iter().fold(String::new(), |mut lines, Quarantined { unit, path, stage, class, reason, run, .. }| {
         let place = path.as_ref().unwrap_or(unit);
         let _ = writeln!(lines, "{indent}{class} in `{stage}` since run {run}: {place}: {reason}");
         lines
@@ -83,18 +84,18 @@ fn as_text(all: &[Entries], chosen: &[Entries], retry: bool) -> String {
         let _ = writeln!(told, "the next run tries {count} {} again", text::plural("unit", count));
         let others = alike(all, chosen);
         if !others.is_empty() {
-            let _ = writeln!(told, "and these, which were rejected with the same words:\n{}", lines(&others, "  "));
+            let _ = writeln!(told, "and these, which share their verdict:\n{}", lines(&others, "  "));
         }
     }
     told.trim_end().to_owned()
 }
 
-/// Entries that were not chosen, and whose verdict is the same.
+/// Entries that were not chosen, and whose verdict is the same: copies of a file, in this pipeline or in another.
 fn alike(all: &[Entries], chosen: &[Entries]) -> Vec<Quarantined> {
     let chosen: BTreeSet<(&str, &Quarantined)> = flat(chosen).collect();
-    let reasons: BTreeSet<&str> = chosen.iter().map(|(_, entry)| entry.reason.as_str()).collect();
-    let bad = |(_, entry): &(&str, &Quarantined)| entry.class == Class::Bad && reasons.contains(entry.reason.as_str());
-    flat(all).filter(|entry| bad(entry) && !chosen.contains(entry)).map(|(_, entry)| entry.clone()).collect()
+    let keys: BTreeSet<&Hash> = chosen.iter().flat_map(|(_, entry)| &entry.keys).collect();
+    let shares = |(_, entry): &(&str, &Quarantined)| entry.keys.iter().any(|key| keys.contains(key));
+    flat(all).filter(|entry| shares(entry) && !chosen.contains(entry)).map(|(_, entry)| entry.clone()).collect()
 }
 
 fn flat(entries: &[Entries]) -> impl Iterator<Item = (&str, &Quarantined)> {

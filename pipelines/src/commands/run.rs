@@ -20,13 +20,13 @@ use crate::{loading, progress, text};
 pub(crate) fn run(args: &RunArgs) -> miette::Result<ExitCode> {
     let mut plan = loading::plan(&args.pipeline)?;
     override_runtime(&mut plan, args);
-    let numeric = numeric_class(&plan)?;
+    let (devices, numeric) = devices(&plan)?;
     require_files(&plan)?;
     let options = Options {
         workers: plan.runtime.workers,
         threads: plan.runtime.threads,
         limit: args.limit,
-        device: Some(plan.runtime.device.clone()),
+        devices,
         numeric,
         cancel: Cancel::new(),
         progress: Progress::new(),
@@ -75,17 +75,18 @@ pub(super) fn require_files(plan: &Plan) -> miette::Result<()> {
     if missing.is_empty() { Ok(()) } else { Err(miette!("{}", missing.join("\n"))) }
 }
 
-/// Names the numbers that the device gives, for the fingerprints. A plan without device stages opens no device.
-pub(super) fn numeric_class(plan: &Plan) -> miette::Result<String> {
+/// The devices by name, and the class of the numbers that they give, for the fingerprints. A plan without device stages
+/// opens no device.
+pub(super) fn devices(plan: &Plan) -> miette::Result<(Vec<String>, String)> {
     if plan.stages.iter().all(|stage| stage.needs != Needs::Device) {
-        return Ok(String::new());
+        return Ok((Vec::new(), String::new()));
     }
-    let device = device::parse(&plan.runtime.device).into_diagnostic()?;
-    Ok(device::numeric_class(&device).to_owned())
+    let (names, class) = device::list(&plan.runtime.device).into_diagnostic()?;
+    Ok((names, class.to_owned()))
 }
 
 /// The first Ctrl-C lets running units end; the second exits at once, which the store survives.
-fn drain_on_ctrl_c(cancel: Cancel, screen: Screen) -> miette::Result<()> {
+pub(super) fn drain_on_ctrl_c(cancel: Cancel, screen: Screen) -> miette::Result<()> {
     let pressed = AtomicBool::new(false);
     let handler = move || match pressed.swap(true, Ordering::Relaxed) {
         false => {

@@ -1,20 +1,26 @@
-//! `vw2-pipe verify`: holds a store against itself.
+//! `vw2-pipe verify`: holds a store against itself, and a sample of it against what its inputs give.
 
 use std::fmt::Write;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use vw2_engine::plan::Plan;
+use vw2_engine::recompute::{Difference, Recomputed, recompute};
+use vw2_engine::run::Options;
 use vw2_engine::store::{Damage, DamageKind, Store, Verified};
 
-use crate::cli::{self, VerifyArgs};
-use crate::text;
+use crate::cli::{self, PipelineArgs, VerifyArgs};
+use crate::commands::run::{drain_on_ctrl_c, numeric_class, require_files};
+use crate::progress::{self, Screen};
+use crate::{loading, text};
 
 pub(crate) fn verify(args: &VerifyArgs) -> miette::Result<ExitCode> {
-    let store = match args.repair {
-        true => Store::open_existing(&args.store.dir)?,
-        false => Store::open_still(&args.store.dir)?,
-    };
+    let pipeline = |file| PipelineArgs { file, set: args.set.clone(), only: args.only.clone() };
+    let plan = args.file.clone().map(|file| loading::plan(&pipeline(file))).transpose()?;
+    let own = plan.as_ref().map_or(".vw2".into(), |plan| plan.runtime.store.clone());
+    let dir = args.store.clone().unwrap_or(own);
+    let store = if args.repair { Store::open_existing(&dir)? } else { Store::open_still(&dir)? };
     let seed = args.seed.unwrap_or_else(|| text::now_ms() as u64);
     let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {eta:>4}");
     let style = style.expect("the template is a constant whose keys indicatif knows");
@@ -26,17 +32,57 @@ pub(crate) fn verify(args: &VerifyArgs) -> miette::Result<ExitCode> {
     });
     bar.finish_and_clear();
     let verified = verified?;
+    let recomputed = plan.as_ref().map(|plan| once_more(plan, &store, args.sample.unwrap_or(1), seed)).transpose()?;
     let repaired = if args.repair { Some(store.set_aside(&verified)?) } else { None };
-    match args.store.json {
+    match args.json {
         true => {
             let mut all = json!(verified);
             all["seed"] = json!(args.sample.map(|_| seed));
             all["set_aside"] = json!(repaired);
+            all["recomputed"] = json!(recomputed);
             text::print(all)?;
         }
-        false => text::print(as_text(&verified, args.sample.map(|_| seed), repaired))?,
+        false => {
+            let told = recomputed.as_ref().map(recomputed_as_text).unwrap_or_default();
+            text::print(told + &as_text(&verified, args.sample.map(|_| seed), repaired))?;
+        }
     }
-    Ok(if verified.damages.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(cli::DAMAGED) })
+    let interrupted = recomputed.as_ref().is_some_and(|recomputed| recomputed.interrupted);
+    let sound = verified.damages.is_empty() && recomputed.is_none_or(|recomputed| recomputed.differences.is_empty());
+    Ok(match (sound, interrupted) {
+        (false, _) => ExitCode::from(cli::DAMAGED),
+        (true, true) => ExitCode::from(cli::INTERRUPTED),
+        (true, false) => ExitCode::SUCCESS,
+    })
+}
+
+fn once_more(plan: &Plan, store: &Store, sample: usize, seed: u64) -> miette::Result<Recomputed> {
+    require_files(plan)?;
+    let (device, numeric) = (Some(plan.runtime.device.clone()), numeric_class(plan)?);
+    let options = Options { device, numeric, ..Options::of(&plan.runtime) };
+    let screen = Screen::new();
+    drain_on_ctrl_c(options.cancel.clone(), screen.clone())?;
+    let _watch = progress::watch(options.progress.clone(), &screen);
+    Ok(recompute(plan, store, &options, sample, seed)?)
+}
+
+fn recomputed_as_text(recomputed: &Recomputed) -> String {
+    let Recomputed { units, all_units, rows, size_bytes, differences, interrupted } = recomputed;
+    let mut told = format!("computed {units} of {all_units} units once more, {rows} rows, {}", text::size(*size_bytes));
+    told += if *interrupted { "; interrupted before the others\n" } else { "\n" };
+    for Difference { stage, unit, reason } in differences {
+        let _ = writeln!(told, "unit `{unit}` of stage `{stage}`: {reason}");
+    }
+    match differences.len() {
+        0 => told += "all came out as the store has them\n",
+        count => {
+            told += &format!(
+                "{count} differ: the store was made by another program, decoder or device, or a stage's VERSION was not raised; \
+                 run with a new store (--store) to be sure\n"
+            );
+        }
+    }
+    told
 }
 
 fn as_text(verified: &Verified, seed: Option<u64>, repaired: Option<usize>) -> String {

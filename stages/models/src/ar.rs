@@ -15,10 +15,10 @@ mod generate;
 mod layers;
 mod sampling;
 
-pub use codes::{Clips, CodeConfig, CodeModel, Example, Minibatch, Vocabulary};
+pub use codes::{Clips, CodeConfig, CodeModel, Example, Judgement, Minibatch, Vocabulary};
 pub use config::ArConfig;
 pub(crate) use config::PRESETS;
-pub use decoder::{Ar, Body, KvCache, Layer, causal_bias, cross_entropy, next_id_loss};
+pub use decoder::{Ar, Body, KvCache, Layer, causal_sight, cross_entropy, next_id_loss};
 pub use generate::Stop;
 pub use layers::{Attention, Embedding, Mlp, positions};
 pub use sampling::{Draws, Sampling};

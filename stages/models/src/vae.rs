@@ -31,6 +31,10 @@ pub(crate) const PRESETS: &str = include_str!("../presets/vae.toml");
 /// A name that every VAE has.
 pub(crate) const PROBE: &str = "encoder.conv1.weight";
 
+/// What the frames of one window may take at the first level, f32. A handful of tensors of this size live at a time, so
+/// that a clip of 480 x 832 pixels is encoded within 8 GiB at released width, four frames at a time.
+const WINDOW_BYTES: usize = 1 << 30;
+
 /// Sizes of a VAE. Names are the published ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VaeConfig {
@@ -72,7 +76,7 @@ impl VaeConfig {
     /// # Errors
     /// The metadata cannot be parsed.
     pub fn of(weights: &Weights) -> Result<VaeConfig> {
-        config_of(weights)?.map_or_else(|| VaeConfig::preset("released"), Ok)
+        config_of(weights, "vae")?.map_or_else(|| VaeConfig::preset("released"), Ok)
     }
 
     /// Frames of video per latent frame, after the first.
@@ -176,7 +180,15 @@ impl Vae {
     /// # Errors
     /// As [`Vae::encode`].
     pub fn mu(&self, x: Tensor<5>) -> Result<Tensor<5>> {
-        self.mu_in_windows(x, self.config.temporal_window, &mut Tap::off())
+        let window = self.window(x.dims());
+        self.mu_in_windows(x, window, &mut Tap::off())
+    }
+
+    /// Frames at a time: as configured, or fewer where these would be larger than [`WINDOW_BYTES`] at the first level.
+    fn window(&self, [b, _, _, h, w]: [usize; 5]) -> usize {
+        let step = self.config.time_step();
+        let frame_bytes = 4 * b * self.config.dim * h * w;
+        (WINDOW_BYTES / frame_bytes.max(1) / step * step).clamp(step, self.config.temporal_window)
     }
 
     /// As [`Vae::mu`], with another window and a tap. Windows change the memory that is needed, not the result.

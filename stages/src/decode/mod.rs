@@ -1,8 +1,8 @@
 //! `decode`: a clip's frames as RGB pixels of the size that the models take.
 //!
 //! Only the GOPs that hold wanted frames are decoded; each picture is converted and resized as it comes, so memory grows
-//! with the clip's output and not with the video. Normally transient: declared `store = "transient"`, frames are made
-//! where they are needed and stored nowhere.
+//! with the clip's output and not with the video (an episode's file is read whole). Normally transient: declared
+//! `store = "transient"`, frames are made where they are needed and stored nowhere.
 //! Source: spec section 1.2 (bilinear resize with antialias, truncated to u8; no crop, no aspect preservation).
 
 use std::collections::VecDeque;
@@ -70,6 +70,9 @@ impl Stage for Decode {
 /// How many files a decoder keeps open: enough for a pool that works on neighbouring clips of a few long videos.
 const OPEN_FILES: usize = 2;
 
+/// The largest file that is kept in memory between two clips: an episode of a few hundred encoded pictures.
+const MOST_HELD_BYTES: u64 = 16 << 20;
+
 struct Decoder {
     resize: Resize,
     /// Recently used files, the last used in front; reading goes on from where the file's last clip ended.
@@ -87,6 +90,7 @@ impl Operator for Decoder {
             let clip = Clips::view(unit.row("clips"))?.clip(0);
             match self.decode(&path, &clip.frames) {
                 Ok(pixels) => {
+                    self.open.retain(|(_, reader)| reader.held_bytes() <= MOST_HELD_BYTES);
                     let shape = [clip.frames.len(), self.resize.height, self.resize.width, 3];
                     out.push(unit, "", Frames::row(pixels, shape, &clip.origin)?);
                 }
@@ -104,9 +108,13 @@ impl Operator for Decoder {
 
     fn memory_bytes(&self, unit: &Unit) -> u64 {
         // The output, and a decoder's reference pictures: at most 16 of 720p, 4:2:0. Larger video is the exception, for
-        // which the estimate is low by the excess of those pictures.
+        // which the estimate is low by the excess of those pictures. An episode is read whole, and then taken apart.
         let frames = Clips::view(unit.row("clips")).map_or(0, |clips| clips.frames(0).len());
-        (frames * self.resize.height * self.resize.width * 3 + 16 * 1280 * 720 * 3 / 2) as u64
+        let episode = unit.file.as_deref().map_or(0, |path| match media::Episode::is_one(path) {
+            Ok(true) => 2 * std::fs::metadata(path).map_or(0, |file| file.len()),
+            _ => 0,
+        });
+        (frames * self.resize.height * self.resize.width * 3 + 16 * 1280 * 720 * 3 / 2) as u64 + episode
     }
 }
 
@@ -146,7 +154,8 @@ impl Decoder {
 fn pack(picture: &media::Picture, planes: &mut Vec<u8>) -> Picture {
     let (width, height) = (picture.width as usize, picture.height as usize);
     let (chroma_width, chroma_height) = picture.format.chroma_size(picture.width, picture.height);
-    let sizes = [(width, height), (chroma_width as usize, chroma_height as usize)];
+    let samples = if picture.format == media::PixelFormat::Rgb { 3 } else { 1 };
+    let sizes = [(samples * width, height), (chroma_width as usize, chroma_height as usize)];
     planes.clear();
     for (index, plane) in picture.planes.iter().enumerate() {
         let (width, height) = sizes[index.min(1)];
@@ -159,6 +168,7 @@ fn pack(picture: &media::Picture, planes: &mut Vec<u8>) -> Picture {
             media::PixelFormat::I420 => Layout::I420,
             media::PixelFormat::I422 => Layout::I422,
             media::PixelFormat::I444 => Layout::I444,
+            media::PixelFormat::Rgb => Layout::Rgb,
         },
         matrix: match picture.matrix {
             media::Matrix::Bt601 => Matrix::Bt601,

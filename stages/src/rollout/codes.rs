@@ -6,9 +6,10 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use vw2_data::formats::{code_dataset, upstream_codes};
 use vw2_engine::stage::{Context, StageError, Unit};
-use vw2_models::ar::{Clips, CodeModel, Sampling};
+use vw2_models::ar::{Clips, Sampling};
 
 use super::{Rollout, scene_name};
+use crate::autoregressor::Autoregressor;
 use crate::model_file::{ModelFile, values};
 
 /// The codes of each clip.
@@ -19,21 +20,12 @@ pub(super) enum CodeSource {
     File { by_scene: BTreeMap<String, ClipCodes>, clips: Option<usize> },
 }
 
-/// The AR model with the names of its tasks.
-pub(super) struct Autoregressor {
-    model: CodeModel,
-    tasks: Vec<String>,
-}
-
 impl CodeSource {
     pub(super) fn open(params: &Rollout, ctx: &Context) -> Result<CodeSource, StageError> {
         if let Some(file) = &params.codes {
             return Ok(CodeSource::File { by_scene: read(&file.0)?, clips: params.clips });
         }
-        let ar = Box::new(ModelFile::new(ctx, params.weights.ar.as_ref(), "ar", |weights, device| {
-            let tasks = weights.metadata().get("tasks").map_or(Ok(Vec::new()), |text| serde_json::from_str(text))?;
-            Ok(Autoregressor { model: CodeModel::load(weights, device)?, tasks })
-        })?);
+        let ar = Box::new(ModelFile::new(ctx, params.weights.ar.as_ref(), "ar", Autoregressor::load)?);
         let (clips, task, sampling) = (params.clips.unwrap_or(1), params.task.clone(), params.sampling.clone());
         Ok(CodeSource::Model { ar, clips, task, sampling })
     }
@@ -43,7 +35,7 @@ impl CodeSource {
         match self {
             CodeSource::Model { ar, clips, task, sampling } => {
                 let (ar, _) = ar.get(unit)?;
-                let task = task_number(task.as_deref(), &ar.tasks)?;
+                let task = ar.task_number(task.as_deref())?;
                 Ok(Ok(ar.model.generate(&values(feature), task, Clips::Exactly(*clips), sampling)?))
             }
             CodeSource::File { by_scene, clips } => {
@@ -77,13 +69,4 @@ fn read(path: &Path) -> Result<BTreeMap<String, ClipCodes>, StageError> {
         by_scene.entry(scene_name(&row.video).to_owned()).or_default().push(codes);
     }
     Ok(by_scene)
-}
-
-/// A task's place in the model's list.
-pub(super) fn task_number(task: Option<&str>, tasks: &[String]) -> Result<u32, StageError> {
-    let Some(task) = task else { return Ok(0) };
-    match tasks.iter().position(|known| known == task) {
-        Some(index) => Ok(index as u32),
-        None => Err(format!("the model knows no task `{task}`; it was trained on {}", tasks.join(", ")).into()),
-    }
 }

@@ -1,13 +1,4 @@
-use super::codes::task_number;
 use super::*;
-
-#[test]
-fn a_task_is_found_by_name() {
-    let tasks = ["boat".to_owned(), "plane".to_owned()];
-    assert_eq!(task_number(None, &tasks).unwrap(), 0);
-    assert_eq!(task_number(Some("plane"), &tasks).unwrap(), 1);
-    assert!(task_number(Some("horse"), &tasks).unwrap_err().to_string().contains("boat, plane"));
-}
 
 #[test]
 fn a_scene_is_its_path_without_extension() {

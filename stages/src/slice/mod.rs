@@ -5,6 +5,8 @@
 //! Source: spec section 1.1 (pre-cut clips), 1.2 (uniform sampling), 1.4 (shared boundary frame), 10.3 U5 (annotations).
 //! Differs: a tail shorter than a clip is dropped unless `tail = "pad"`; upstream always pads.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use vw2_data::formats::annotations::{self, Annotation};
 use vw2_data::formats::clip_name;
@@ -12,10 +14,10 @@ use vw2_data::sampling::{self, Tail};
 use vw2_data::{Clip, Clips, Origin, Videos};
 use vw2_engine::stage::{Context, InputFile, Operator, Output, Port, Stage, StageError, Table, Unit};
 
-use crate::tables;
+use crate::{ids, tables};
 
 /// Cuts each video into clips.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slice {
     /// Frames of a clip; 1 + 4k, as the models take the first frame alone and then groups of four.
@@ -35,6 +37,19 @@ pub struct Slice {
     /// JSON lines with spans, key frames and task names by video.
     #[serde(default)]
     pub annotations: Option<InputFile>,
+    /// What is different for the videos of a sub-dataset, which is the first folder of their name.
+    #[serde(default)]
+    pub of: BTreeMap<String, Cut>,
+}
+
+/// How a sub-dataset is cut; what is left out is as for all.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cut {
+    pub sampling: Option<Sampling>,
+    pub stride: Option<u32>,
+    pub tail: Option<Tail>,
+    pub layout: Option<Layout>,
 }
 
 /// One of `{ every = n }`, `{ fps = f }`, `{ uniform = true }`.
@@ -73,26 +88,19 @@ impl Stage for Slice {
 
     fn check(&self) -> Result<(), String> {
         sampling::check_frames(self.frames)?;
-        match self.sampling {
-            Sampling::Every(0) => return Err("`sampling.every` is 0; 1 takes every frame".into()),
-            Sampling::Fps(fps) if !(fps.is_finite() && fps > 0.0) => {
-                return Err(format!("`sampling.fps` is {fps}; it wants a positive number"));
-            }
-            Sampling::Uniform(false) => return Err("`sampling.uniform` is true or left out".into()),
-            _ => {}
+        check_cut(self.sampling, self.stride)?;
+        for (name, cut) in &self.of {
+            check_cut(cut.sampling.unwrap_or_default(), cut.stride).map_err(|error| format!("`of.{name}`: {error}"))?;
         }
-        match self.stride {
-            Some(0) => Err("`stride` is 0; clips would never advance".into()),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn named(&self) -> bool {
-        self.annotations.is_some()
+        self.annotations.is_some() || !self.of.is_empty()
     }
 
     fn row_id(&self, unit: &str, row: &str) -> String {
-        match self.layout {
+        match self.rule(unit).layout {
             Layout::Videos => format!("{unit}#{row}"),
             Layout::Clips => match unit.rsplit_once('.').and_then(|(stem, _)| clip_name::split(stem)) {
                 Some((video, index)) => format!("{video}#{index}"),
@@ -103,24 +111,51 @@ impl Stage for Slice {
 
     fn open(&self, _ctx: &Context) -> Result<Box<dyn Operator>, StageError> {
         let annotations = self.annotations.as_ref().map(|file| annotations::read(&file.0)).transpose()?;
-        Ok(Box::new(Slicer {
+        Ok(Box::new(Slicer { stage: self.clone(), annotations: annotations.unwrap_or_default() }))
+    }
+}
+
+impl Slice {
+    /// How this video is cut.
+    fn rule(&self, video: &str) -> Rule {
+        let of = self.of.get(ids::sub_dataset(video)).cloned().unwrap_or_default();
+        Rule {
             frames: self.frames,
-            sampling: self.sampling,
-            stride: self.stride.unwrap_or((self.frames - 1).max(1)),
-            tail: self.tail,
-            layout: self.layout,
-            annotations: annotations.unwrap_or_default(),
-        }))
+            sampling: of.sampling.unwrap_or(self.sampling),
+            stride: of.stride.or(self.stride).unwrap_or((self.frames - 1).max(1)),
+            tail: of.tail.unwrap_or(self.tail),
+            layout: of.layout.unwrap_or(self.layout),
+        }
+    }
+}
+
+fn check_cut(sampling: Sampling, stride: Option<u32>) -> Result<(), String> {
+    match sampling {
+        Sampling::Every(0) => return Err("`sampling.every` is 0; 1 takes every frame".into()),
+        Sampling::Fps(fps) if !(fps.is_finite() && fps > 0.0) => {
+            return Err(format!("`sampling.fps` is {fps}; it wants a positive number"));
+        }
+        Sampling::Uniform(false) => return Err("`sampling.uniform` is true or left out".into()),
+        _ => {}
+    }
+    match stride {
+        Some(0) => Err("`stride` is 0; clips would never advance".into()),
+        _ => Ok(()),
     }
 }
 
 struct Slicer {
+    stage: Slice,
+    annotations: Vec<Annotation>,
+}
+
+/// How one video is cut.
+struct Rule {
     frames: u32,
     sampling: Sampling,
     stride: u32,
     tail: Tail,
     layout: Layout,
-    annotations: Vec<Annotation>,
 }
 
 impl Operator for Slicer {
@@ -151,8 +186,9 @@ impl Slicer {
     /// All clips of a video; the error says why there are none.
     fn clips(&self, video: &str, frames: u32, fps: f64) -> Result<Vec<Clip>, String> {
         let mut clips = Vec::new();
+        let rule = self.stage.rule(video);
         for part in self.parts(video, frames)? {
-            let (lists, clip_fps) = self.frame_lists(&part, fps);
+            let (lists, clip_fps) = rule.frame_lists(&part, fps);
             for frames in lists {
                 let index = clips.len() as u32;
                 let origin = Origin { index, fps: clip_fps as f32, task: part.task.clone() };
@@ -164,7 +200,7 @@ impl Slicer {
             true => Err(format!(
                 "{frames} frames at {fps:.3} fps are too few for one clip of {} sampled frames; `tail = \"pad\"` pads with \
                  the last frame",
-                self.frames
+                rule.frames
             )),
         }
     }
@@ -182,7 +218,9 @@ impl Slicer {
             _ => Ok(parts),
         }
     }
+}
 
+impl Rule {
     /// The clips of a part as frame numbers of the video, and their frames per second.
     fn frame_lists(&self, part: &Part, fps: f64) -> (Vec<Vec<u32>>, f64) {
         let length = part.last - part.first + 1;

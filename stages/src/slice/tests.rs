@@ -1,7 +1,9 @@
 use super::*;
 
 fn slicer(frames: u32, sampling: Sampling, tail: Tail) -> Slicer {
-    Slicer { frames, sampling, stride: frames - 1, tail, layout: Layout::Videos, annotations: Vec::new() }
+    let stage =
+        Slice { frames, sampling, stride: None, tail, layout: Layout::Videos, annotations: None, of: BTreeMap::new() };
+    Slicer { stage, annotations: Vec::new() }
 }
 
 fn stage(toml: &str) -> Result<Slice, String> {
@@ -64,10 +66,32 @@ fn params_that_make_no_sense_are_named() {
         ("frames = 17\nsampling = { fps = -1.0 }", "sampling.fps"),
         ("frames = 17\nsampling = { uniform = false }", "uniform"),
         ("frames = 17\nlenght = 3", "lenght"),
+        ("frames = 17\nof.craft = { stride = 0 }", "`of.craft`: `stride` is 0"),
+        ("frames = 17\nof.craft = { frames = 5 }", "frames"),
     ] {
         let error = stage(toml).err().unwrap_or_default();
         assert!(error.contains(want), "{toml}: {error:?}");
     }
+}
+
+#[test]
+fn a_sub_dataset_is_cut_by_its_own_rule() {
+    let stage = stage(
+        "frames = 5\nstride = 1\n[of.craft]\nsampling = { uniform = true }\nlayout = \"clips\"\n\
+         [of.slow]\nsampling = { every = 2 }\nstride = 100\ntail = \"pad\"",
+    );
+    let stage = stage.unwrap();
+    assert!(Stage::named(&stage), "two sub-datasets may have equal videos");
+    assert_eq!(Stage::row_id(&stage, "craft/boat_0_7.mp4", "0"), "craft/boat_0#7");
+    assert_eq!(Stage::row_id(&stage, "bridge/a_0_7.pickle", "2"), "bridge/a_0_7.pickle#2");
+    let slicer = Slicer { stage, annotations: Vec::new() };
+    let frames = |video: &str, count: u32| -> Vec<Vec<u32>> {
+        slicer.clips(video, count, 10.0).unwrap().into_iter().map(|clip| clip.frames).collect()
+    };
+    assert_eq!(frames("bridge/1.pickle", 7), [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6]]);
+    assert_eq!(frames("craft/boat_0_7.mp4", 17), [[0, 4, 8, 12, 16]]);
+    // As upstream's mixed data set reads videos: every second frame from the start, the last one repeated.
+    assert_eq!(frames("slow/a.mp4", 6), [[0, 2, 4, 4, 4]]);
 }
 
 #[test]

@@ -3,33 +3,30 @@
 //! VAE and dLDM are ready-made and stay as they are: each clip is encoded once, decoded coarsely from its own codes for
 //! the hint, and base and branch learn by the rectified-flow loss. One video in ten is held out, and the model that is kept
 //! is the one with the lowest loss on it.
-//! Source: spec sections 5.1, 5.2 and 7.3. Differs: the dLDM does not learn along, colours are not jittered.
+//! Source: spec sections 5.1, 5.2 and 7.3. Differs: the dLDM does not learn along (`train-joint` does that), colours are not
+//! jittered.
 
 mod examples;
 
-use std::collections::BTreeMap;
-
-use burn::module::Module;
-use burn::tensor::{Device, Tensor};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use vw2_data::{Checkpoint, Checkpoints};
 use vw2_engine::stage::{
-    Context, InputFile, Interrupted, Location, Needs, Operator, Output, Placement, Port, Stage, StageError, Table, Unit,
+    Context, How, InputFile, Location, Needs, Operator, Output, Placement, Port, Rows, Stage, StageError, Table, Unit,
 };
-use vw2_models::dit::{Conditions, Denoiser, DitConfig, VideoDit, flow_loss};
+use vw2_models::dit::{DitConfig, VideoDit};
 use vw2_models::dldm::Dldm;
-use vw2_models::sampler::{NumpyNormal, TrainingSigmas};
+use vw2_models::train::Log;
 use vw2_models::train::order::{Order, mix};
 use vw2_models::vae::Vae;
 use vw2_models::weights::{self, SaveType, Weights};
 
+use crate::flow;
 use crate::model_file::ModelFile;
 use crate::tables;
 use crate::training::{
-    ClipReader, Curve, Optimizer, OptimizerParams, connected_weights, held_out, parent_weights, plot_svg, recent_mean,
+    Check, ClipReader, Course, Curve, Draw, Lesson, Losses, OptimizerParams, Phase, Publication, Upkeep,
+    connected_weights, held_out, parent_weights, plot_svg, publish, train,
 };
 use examples::{Examples, Minibatch};
 
@@ -61,7 +58,13 @@ pub struct TrainDit {
     pub seed: u64,
     #[serde(default)]
     pub optimizer: OptimizerParams,
-    /// The folder that receives the weights and the loss picture.
+    /// How often the held-out clips are looked at; the model that is kept is the one with the lowest loss on them.
+    #[serde(default = "checks")]
+    pub checks: u32,
+    /// How the run is kept and shown: in no fingerprint.
+    #[serde(default)]
+    pub upkeep: How<Upkeep>,
+    /// The folder that receives the weights, the metrics and the loss picture.
     pub path: Location,
 }
 
@@ -85,6 +88,10 @@ fn high_sigma_share() -> f64 {
     0.05
 }
 
+fn checks() -> u32 {
+    20
+}
+
 impl Stage for TrainDit {
     const KIND: &'static str = "train-dit";
     const VERSION: u32 = 2;
@@ -106,6 +113,7 @@ impl Stage for TrainDit {
             return Err(format!("`high_sigma_share` is {}; it wants to be in 0..=1", self.high_sigma_share));
         }
         DitConfig::preset(&self.preset).map_err(|error| error.to_string())?;
+        self.upkeep.0.check()?;
         self.optimizer.check()
     }
 
@@ -133,9 +141,6 @@ impl Stage for TrainDit {
     }
 }
 
-/// How often the held-out clips are looked at in a run.
-const CHECKS: u32 = 20;
-
 struct Trainer {
     vae: ModelFile<Vae>,
     dldm: ModelFile<Dldm>,
@@ -152,92 +157,102 @@ impl Operator for Trainer {
     }
 }
 
-/// Losses by step: of the training minibatches, and of the held-out clips.
-#[derive(Default)]
-struct Losses {
-    train: Vec<(u32, f64)>,
-    held: Vec<(u32, f64)>,
-}
-
 impl Trainer {
     fn train(&mut self, unit: &Unit, out: &mut Output) -> Result<(), StageError> {
         let (params, ctx) = (self.params.clone(), self.ctx.clone());
         let table = unit.table("frames").expect("the plan connects required ports");
         let clips = ClipReader::new(table, 0)?;
-        let (train, held) = held_out(table, 10);
+        let (train_rows, held) = held_out(table, 10);
         let (dldm, _) = self.dldm.get(unit)?;
         let (vae, device) = self.vae.get(unit)?;
         let mut examples = Examples::new(vae, dldm, device, clips, params.dldm_size, ctx.memory_bytes / 2);
         let held = examples.minibatch(&held[..held.len().min(32)])?;
 
         let autodiff = device.clone().autodiff();
-        let mut model = first_model(&params, &ctx, unit, dldm.config().dit_dim, &autodiff)?;
-        let mut optimizer = Optimizer::new(&params.optimizer, params.steps);
-        let mut order = Order::new(train.len(), params.minibatch, params.seed);
-        let mut losses = Losses::default();
-        let mut best = Module::valid(&model);
-        let mut lowest = f64::INFINITY;
-        let every = params.steps.div_ceil(CHECKS);
-        for step in 0..=params.steps {
-            if ctx.cancel.is_cancelled() {
-                return Err(Interrupted.into());
-            }
-            if step % every == 0 || step == params.steps {
-                let model = Module::valid(&model);
-                let loss = held_out_loss(&model, &held, params.minibatch, device)?;
-                losses.held.push((step, loss));
-                if loss < lowest {
-                    (lowest, best) = (loss, model);
-                }
-            }
-            if step == params.steps {
-                break;
-            }
-            let picks: Vec<usize> = order.minibatch(u64::from(step)).into_iter().map(|item| train[item]).collect();
-            let minibatch = examples.minibatch(&picks)?;
-            let seed = mix(params.seed, u64::from(step));
-            let sigmas = sigmas(&minibatch, params.high_sigma_share, seed);
-            let loss = minibatch_loss(&model, &minibatch, &sigmas, seed, &autodiff)?;
-            optimizer.step(&mut model, &loss);
-            losses.train.push((step + 1, f64::from(loss.into_scalar::<f32>())));
-            let text = format!("loss {:.3}, held out {lowest:.3}", recent_mean(&losses.train, 50));
-            ctx.progress.steps(u64::from(step) + 1, u64::from(params.steps), &text);
-        }
-        self.finish(unit, out, &best, losses)
+        let model = first_model(&params, &ctx, unit, dldm.config().dit_dim, &autodiff)?;
+        let order = Order::new(train_rows.len(), params.minibatch, params.seed);
+        let mut lesson =
+            Denoising { params: &params, table, examples, rows: train_rows, held, order, device, autodiff };
+        let phases = vec![Phase { steps: params.steps, optimizer: params.optimizer.clone() }];
+        let course = Course { ctx: &ctx, unit, phases, checks: params.checks, upkeep: &params.upkeep };
+        let trained = train(&course, model, &mut lesson)?;
+
+        let log = &trained.log;
+        let publication = Publication {
+            model: "dit",
+            tensors: weights::collect(&trained.model),
+            save_type: SaveType::F16,
+            config: serde_json::to_string(trained.model.config())?,
+            notes: Vec::new(),
+            steps: trained.steps,
+            log,
+            metrics: json!({
+                "kept_step": trained.kept_step,
+                "held_out_loss": log.lowest(HELD_OUT).map(|(_, loss)| loss),
+                "last_train_loss": log.recent("loss", 50),
+            }),
+            picture: lesson.picture(log),
+            files: Vec::new(),
+        };
+        publish(unit, out, &ctx, publication)
+    }
+}
+
+/// The column of the loss on held-out clips.
+const HELD_OUT: &str = "held_out_loss";
+
+/// The lesson: noisy latents and the clean ones.
+struct Denoising<'a> {
+    params: &'a TrainDit,
+    table: &'a dyn Rows,
+    examples: Examples<'a>,
+    /// Rows of the table to train on.
+    rows: Vec<usize>,
+    held: Minibatch,
+    order: Order,
+    device: &'a Device,
+    autodiff: Device,
+}
+
+impl Denoising<'_> {
+    fn picks(&mut self, draw: Draw) -> Vec<usize> {
+        self.order.minibatch(draw.index).into_iter().map(|item| self.rows[item]).collect()
+    }
+}
+
+impl Lesson for Denoising<'_> {
+    type Model = VideoDit;
+    const COUNTED: &'static str = "clips";
+    const KEPT_BY: Option<&'static str> = Some(HELD_OUT);
+
+    fn losses(&mut self, model: &VideoDit, draw: Draw) -> Result<Losses, StageError> {
+        let picks = self.picks(draw);
+        let minibatch = self.examples.minibatch(&picks)?;
+        let seed = mix(self.params.seed, draw.number);
+        let sigmas = flow::sigmas(minibatch.len, minibatch.shape[1], self.params.high_sigma_share, seed);
+        let total = flow::loss(model, minibatch.tensors(&self.autodiff), &sigmas, seed)?;
+        Ok(Losses { total, parts: Vec::new(), amount: picks.len() as f64 })
     }
 
-    /// Weights, loss picture and metrics, as files and as one row.
-    fn finish(&self, unit: &Unit, out: &mut Output, model: &VideoDit, losses: Losses) -> Result<(), StageError> {
-        let blobs = &self.ctx.blobs;
-        let config = serde_json::to_string(model.config())?;
-        let metadata = BTreeMap::from([("config".to_owned(), config.clone())]);
-        let weights = blobs.put(&weights::to_safetensors(&weights::collect(model), &metadata, SaveType::F16)?)?;
-        let lowest = losses.held.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
-        let (kept_step, kept_loss) = lowest.unwrap_or((0, f64::NAN));
-        let metrics = json!({
-            "kept_step": kept_step,
-            "held_out_loss": kept_loss,
-            "last_train_loss": recent_mean(&losses.train, 50),
-        });
+    fn rows(&mut self, draw: Draw) -> Vec<String> {
+        self.picks(draw).into_iter().map(|row| self.table.id(row).to_owned()).collect()
+    }
+
+    fn check(&mut self, model: &VideoDit, _: Check) -> Result<Vec<(&'static str, f64)>, StageError> {
+        Ok(vec![(HELD_OUT, held_out_loss(model, &self.held, self.params.minibatch, self.device)?)])
+    }
+
+    fn headline(&self, log: &Log) -> String {
+        let lowest = log.lowest(HELD_OUT).map_or(f64::NAN, |(_, loss)| loss);
+        format!("loss {:.3}, held out {lowest:.3}", log.recent("loss", 50))
+    }
+
+    fn picture(&self, log: &Log) -> String {
         let curves = [
-            Curve { name: "training".into(), points: smoothed(&losses.train, 25) },
-            Curve { name: "held out".into(), points: losses.held },
+            Curve { name: "training".into(), points: log.smoothed("loss", 25) },
+            Curve { name: "held out".into(), points: log.points(HELD_OUT).to_vec() },
         ];
-        let picture = plot_svg("DiT: rectified flow", "weighted squared error of x0", &curves);
-        let files = vec![
-            ("dit.safetensors".to_owned(), weights),
-            ("loss.svg".to_owned(), blobs.put(picture.as_bytes())?),
-            ("metrics.json".to_owned(), blobs.put(format!("{metrics:#}\n").as_bytes())?),
-        ];
-        let row = Checkpoint {
-            model: "dit".into(),
-            blob: weights.to_string(),
-            config,
-            steps: self.params.steps,
-            metrics: metrics.to_string(),
-        };
-        out.push_with_files(unit, "", Checkpoints::row(&row)?, files);
-        Ok(())
+        plot_svg("DiT: rectified flow", "weighted squared error of x0", &curves)
     }
 }
 
@@ -270,47 +285,15 @@ fn first_model(
     }
 }
 
-/// A noise level for each clip of a step.
-fn sigmas(minibatch: &Minibatch, high_share: f64, seed: u64) -> Vec<f64> {
-    let levels = TrainingSigmas { high_share, ..TrainingSigmas::video(minibatch.shape[1]) };
-    let mut rng = StdRng::seed_from_u64(seed);
-    (0..minibatch.len).map(|_| levels.at(rng.random(), rng.random())).collect()
-}
-
-/// The loss of one minibatch at these noise levels; the noise follows from the seed.
-fn minibatch_loss(
-    model: &VideoDit,
-    minibatch: &Minibatch,
-    sigmas: &[f64],
-    seed: u64,
-    device: &Device,
-) -> Result<Tensor<1>, StageError> {
-    let (clean, hint, context) = minibatch.tensors(device);
-    let shape = clean.dims();
-    let noise = NumpyNormal::new(seed as u32).take(shape.iter().product());
-    let per_clip = noise.len() / sigmas.len();
-    let noise = noise.iter().enumerate().map(|(i, value)| value * sigmas[i / per_clip] as f32).collect::<Vec<f32>>();
-    let x = clean.clone() + Tensor::from_data(burn::tensor::TensorData::new(noise, shape), device);
-    let conditions = Conditions { clean: clean.clone(), given: 1, hint: Some(hint), padding: None, fps: None };
-    let predicted = Denoiser::new(model, conditions)?.clean(x, sigmas, context)?;
-    Ok(flow_loss(clean, predicted, sigmas).mean())
-}
-
 /// Mean loss of the held-out clips at noise levels spread evenly over the training distribution; the same in each check.
 fn held_out_loss(model: &VideoDit, held: &Minibatch, size: usize, device: &Device) -> Result<f64, StageError> {
-    let levels = TrainingSigmas { high_share: 0.0, ..TrainingSigmas::video(held.shape[1]) };
     let mut sum = 0.0;
     for start in (0..held.len).step_by(size) {
         let part = held.part(start, size.min(held.len - start));
-        let level = |clip: usize| levels.at(1.0, ((start + clip) as f64 + 0.5) / held.len as f64);
+        let level = |clip: usize| flow::spread(start + clip, held.len, held.shape[1]);
         let sigmas: Vec<f64> = (0..part.len).map(level).collect();
-        let loss = minibatch_loss(model, &part, &sigmas, start as u64, device)?;
+        let loss = flow::loss(model, part.tensors(device), &sigmas, start as u64)?;
         sum += f64::from(loss.into_scalar::<f32>()) * part.len as f64;
     }
     Ok(sum / held.len as f64)
-}
-
-/// Means over `count` points each: the loss of one step hangs on its noise levels.
-fn smoothed(points: &[(u32, f64)], count: usize) -> Vec<(u32, f64)> {
-    points.chunks(count).map(|part| (part[part.len() - 1].0, recent_mean(part, count))).collect()
 }

@@ -2,9 +2,9 @@
 //!
 //! Encoder, Q-Former, quantizer (straight through) and coarse decoder learn together; the connector to the DiT gets no
 //! gradient and keeps its first values.
+//! Metrics show a collapse while it happens: codes in use, their perplexity, and the shuffled-codes gap.
 //! Source: spec section 7.2. Differs: the perceptual term is left out (spec 3.7), as its VGG weights are not shipped.
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{Context, Needs, Operator, Placement, Port, Stage, StageError, Table};
@@ -13,7 +13,7 @@ use vw2_models::dldm::{Dldm, DldmConfig};
 use vw2_models::weights::Weights;
 
 use crate::tables;
-use crate::training::{Reconstruct, Reconstruction, Reconstructor};
+use crate::training::{HeldOut, Listening, Reconstruct, Reconstructed, Reconstruction, Reconstructor};
 
 /// Trains on all clips of a frame table.
 #[derive(Serialize, Deserialize)]
@@ -66,12 +66,16 @@ impl Reconstruct for Dldm {
         Ok(Dldm::config(self) == &DldmConfig::preset(preset)?)
     }
 
-    fn reconstruct(&self, x: Tensor<5>) -> Result<(Tensor<5>, Option<Tensor<1>>), StageError> {
-        Ok((Dldm::reconstruct(self, x)?.0, None))
+    fn reconstruct(&self, x: Tensor<5>) -> Result<Reconstructed, StageError> {
+        Ok(Reconstructed { video: Dldm::reconstruct(self, x)?.0, penalties: Vec::new() })
     }
 
-    fn valid(&self) -> Self {
-        Module::valid(self)
+    fn figures(&self, held: &HeldOut) -> Result<Vec<(&'static str, f64)>, StageError> {
+        Ok(Listening::to(self, held)?.figures())
+    }
+
+    fn warning(&self, held: &HeldOut) -> Result<Option<String>, StageError> {
+        Ok(Listening::to(self, held)?.warning())
     }
 
     fn config(&self) -> serde_json::Value {

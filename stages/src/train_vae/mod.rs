@@ -4,7 +4,6 @@
 //! the latent statistics of each channel are measured, so that latents come out with mean 0 and deviation 1.
 //! Differs: deterministic (no sampling, no KL), no perceptual or adversarial loss.
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{Context, Needs, Operator, Placement, Port, Stage, StageError, Table};
@@ -13,7 +12,7 @@ use vw2_models::vae::{Vae, VaeConfig};
 use vw2_models::weights::Weights;
 
 use crate::tables;
-use crate::training::{Reconstruct, Reconstruction, Reconstructor};
+use crate::training::{Reconstruct, Reconstructed, Reconstruction, Reconstructor};
 
 /// Trains on all clips of a frame table.
 #[derive(Serialize, Deserialize)]
@@ -72,14 +71,10 @@ impl Reconstruct for Vae {
         Ok(VaeConfig { latent_mean, latent_std, ..Vae::config(self).clone() } == preset)
     }
 
-    fn reconstruct(&self, x: Tensor<5>) -> Result<(Tensor<5>, Option<Tensor<1>>), StageError> {
+    fn reconstruct(&self, x: Tensor<5>) -> Result<Reconstructed, StageError> {
         let mu = self.mu(x)?;
         let penalty = mu.clone().square().mean().mul_scalar(LATENT_WEIGHT);
-        Ok((self.decode_means(mu)?, Some(penalty)))
-    }
-
-    fn valid(&self) -> Self {
-        Module::valid(self)
+        Ok(Reconstructed { video: self.decode_means(mu)?, penalties: vec![("latents", penalty)] })
     }
 
     fn finish(self, clips: &mut dyn Iterator<Item = Result<Tensor<5>, StageError>>) -> Result<Self, StageError> {

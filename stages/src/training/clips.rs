@@ -27,6 +27,11 @@ impl<'a> ClipReader<'a> {
         Ok(reader)
     }
 
+    /// What a row is called.
+    pub(crate) fn id(&self, index: usize) -> &str {
+        self.table.id(index)
+    }
+
     /// One clip, u8 RGB [T, H, W, 3].
     pub(crate) fn clip(&mut self, index: usize) -> Result<Arc<[u8]>, StageError> {
         if let Some(pixels) = self.kept.get(&index) {
@@ -59,15 +64,18 @@ impl<'a> ClipReader<'a> {
     }
 }
 
+/// Whether a video is the one of `one_in` that is held out.
+pub(crate) fn is_held_out(video: &str, one_in: u64) -> bool {
+    let hash = Hash::of_bytes(video.as_bytes());
+    u64::from_le_bytes(hash.0[..8].try_into().expect("a hash has 32 bytes")).is_multiple_of(one_in)
+}
+
 /// Splits row indices into training and held-out ones: of every `one_in` videos, chosen by a hash of the video's name,
 /// one is held out with all its clips. Small tables that would lose everything hold out their last video.
 pub(crate) fn held_out(table: &dyn Rows, one_in: u64) -> (Vec<usize>, Vec<usize>) {
     let video = |index: usize| crate::export::split_id(table.id(index)).0.to_owned();
-    let chosen = |name: &str| {
-        let hash = Hash::of_bytes(name.as_bytes());
-        u64::from_le_bytes(hash.0[..8].try_into().expect("a hash has 32 bytes")).is_multiple_of(one_in)
-    };
-    let (mut held, mut train): (Vec<usize>, Vec<usize>) = (0..table.len()).partition(|&i| chosen(&video(i)));
+    let (mut held, mut train): (Vec<usize>, Vec<usize>) =
+        (0..table.len()).partition(|&i| is_held_out(&video(i), one_in));
     if held.is_empty() || train.is_empty() {
         let last = video(table.len() - 1);
         (held, train) = (0..table.len()).partition(|&i| video(i) == last);

@@ -1,22 +1,24 @@
 //! Training an autoencoder of video by reconstruction: what `train-vae` and `train-dldm` share.
 //!
-//! Loss: mean |x - x_hat| over all pixels in [-1, 1] (spec section 3.7; the perceptual term needs VGG weights that are
-//! not shipped). One video in ten is held out; on its clips the result is compared with "repeat the first frame".
+//! Loss: mean |x - x_hat| over all pixels in [-1, 1], or its square; what the model itself adds comes on top. One video in
+//! ten is held out; on its clips the result is compared with "repeat the first frame".
+//! Source: spec sections 3.7 and 7.2.
 
-use std::collections::BTreeMap;
-
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use vw2_data::media::{Sheet, contact_sheet};
-use vw2_data::{Checkpoint, Checkpoints};
-use vw2_engine::stage::{Context, InputFile, Interrupted, Location, Operator, Output, StageError, Unit};
+use serde_json::{Map, Value, json};
+use vw2_engine::stage::{Context, How, InputFile, Location, Operator, Output, StageError, Unit};
 use vw2_kernels::{denormalise, device, normalise};
+use vw2_models::train::Log;
 use vw2_models::train::order::{Order, mix};
 use vw2_models::weights::{self, Named, SaveType, Weights};
 
-use super::clips::{ClipReader, held_out};
-use super::{Curve, Optimizer, OptimizerParams, PixelErrors, connected_weights, parent_weights, plot_svg, recent_mean};
+use super::trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, Upkeep, train};
+use super::{
+    ClipReader, Curve, HeldOut, OptimizerParams, PixelErrors, Publication, connected_weights, held_out, parent_weights,
+    plot_svg, publish,
+};
 
 /// The parameters of a training by reconstruction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,7 +30,8 @@ pub struct Reconstruction {
     /// Weights to start from, in their own configuration; or connect port `init` to another training stage.
     #[serde(default)]
     pub init: Option<InputFile>,
-    /// Optimizer updates.
+    /// Optimizer updates; or list `phases`.
+    #[serde(default)]
     pub steps: u32,
     /// Clips per step.
     #[serde(default = "minibatch")]
@@ -40,12 +43,50 @@ pub struct Reconstruction {
     /// model to repeat the first frame long before it learns what moves.
     #[serde(default)]
     pub motion_weight: f64,
+    /// Distance of pixels: `l1` (released), `l2` (paper).
+    #[serde(default)]
+    pub loss: PixelLoss,
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
     pub optimizer: OptimizerParams,
-    /// The folder that receives the weights and the pictures.
+    /// Parts of one run, one after the other; each starts a new optimizer, and takes what it does not say from above.
+    #[serde(default)]
+    pub phases: Vec<PhaseParams>,
+    /// How often the held-out clips are looked at.
+    #[serde(default = "checks")]
+    pub checks: u32,
+    /// How the run is kept and shown: in no fingerprint.
+    #[serde(default)]
+    pub upkeep: How<Upkeep>,
+    /// The folder that receives the weights, the metrics and the pictures.
     pub path: Location,
+}
+
+/// One part of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PhaseParams {
+    pub steps: u32,
+    #[serde(default)]
+    pub minibatch: Option<usize>,
+    #[serde(default)]
+    pub frames: Option<usize>,
+    #[serde(default)]
+    pub motion_weight: Option<f64>,
+    #[serde(default)]
+    pub loss: Option<PixelLoss>,
+    #[serde(default)]
+    pub optimizer: Option<OptimizerParams>,
+}
+
+/// How far apart pixels are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PixelLoss {
+    #[default]
+    L1,
+    L2,
 }
 
 fn tiny() -> String {
@@ -56,10 +97,67 @@ fn minibatch() -> usize {
     4
 }
 
+fn checks() -> u32 {
+    10
+}
+
+/// A phase with all that it takes from the stage written in.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) steps: u32,
+    pub(crate) minibatch: usize,
+    /// `None`: all that the table's clips have.
+    pub(crate) frames: Option<usize>,
+    pub(crate) motion_weight: f64,
+    pub(crate) loss: PixelLoss,
+    pub(crate) optimizer: OptimizerParams,
+}
+
 impl Reconstruction {
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.steps == 0 || self.minibatch == 0 {
-            return Err("`steps` and `minibatch` are at least 1".into());
+        match (self.steps, self.phases.is_empty()) {
+            (0, true) => return Err("`steps` is 0; say how many, or list `phases`".into()),
+            (1.., false) => return Err("`steps` and `phases` are both given; leave one out".into()),
+            _ => {}
+        }
+        if self.phases.iter().any(|phase| phase.steps == 0) {
+            return Err("`phases`: each has at least 1 step".into());
+        }
+        for part in self.parts() {
+            part.check()?;
+        }
+        self.upkeep.0.check()
+    }
+
+    /// The run's phases; one of the stage's own keys where none are listed.
+    pub(crate) fn parts(&self) -> Vec<Part> {
+        let whole = Part {
+            steps: self.steps,
+            minibatch: self.minibatch,
+            frames: self.frames,
+            motion_weight: self.motion_weight,
+            loss: self.loss,
+            optimizer: self.optimizer.clone(),
+        };
+        if self.phases.is_empty() {
+            return vec![whole];
+        }
+        let part = |phase: &PhaseParams| Part {
+            steps: phase.steps,
+            minibatch: phase.minibatch.unwrap_or(whole.minibatch),
+            frames: phase.frames.or(whole.frames),
+            motion_weight: phase.motion_weight.unwrap_or(whole.motion_weight),
+            loss: phase.loss.unwrap_or(whole.loss),
+            optimizer: phase.optimizer.clone().unwrap_or_else(|| whole.optimizer.clone()),
+        };
+        self.phases.iter().map(part).collect()
+    }
+}
+
+impl Part {
+    fn check(&self) -> Result<(), String> {
+        if self.minibatch == 0 {
+            return Err("`minibatch` is at least 1".into());
         }
         if let Some(frames) = self.frames.filter(|frames| frames % 4 != 1) {
             return Err(format!("`frames` is {frames}, but clips have 1 + 4k frames"));
@@ -72,7 +170,7 @@ impl Reconstruction {
 }
 
 /// A model that reconstructs video.
-pub(crate) trait Reconstruct: Named + Clone {
+pub(crate) trait Reconstruct: Module + Named {
     /// `vae` or `dldm`, as table `checkpoints` names it.
     const NAME: &'static str;
 
@@ -84,21 +182,41 @@ pub(crate) trait Reconstruct: Named + Clone {
     fn is_preset(&self, preset: &str) -> Result<bool, StageError>;
 
     /// x f32 [B, 3, T, H, W] in [-1, 1] to the same, and whatever is added to the loss.
-    fn reconstruct(&self, x: Tensor<5>) -> Result<(Tensor<5>, Option<Tensor<1>>), StageError>;
+    fn reconstruct(&self, x: Tensor<5>) -> Result<Reconstructed, StageError>;
 
-    /// The same model without a graph.
-    fn valid(&self) -> Self;
+    /// More figures of how the model does on held-out clips.
+    fn figures(&self, _held: &HeldOut) -> Result<Vec<(&'static str, f64)>, StageError> {
+        Ok(Vec::new())
+    }
+
+    /// What the user should know of the trained model before it is used.
+    fn warning(&self, _held: &HeldOut) -> Result<Option<String>, StageError> {
+        Ok(None)
+    }
 
     /// The last touch after training, from clips f32 [1, 3, T, H, W] of the training set.
     fn finish(self, _clips: &mut dyn Iterator<Item = Result<Tensor<5>, StageError>>) -> Result<Self, StageError> {
         Ok(self)
     }
 
-    fn config(&self) -> serde_json::Value;
+    fn config(&self) -> Value;
+}
+
+/// A clip as a model draws it again.
+pub(crate) struct Reconstructed {
+    /// f32 [B, 3, T, H, W], about [-1, 1].
+    pub(crate) video: Tensor<5>,
+    /// Terms of the loss beside the distance of pixels, weighted, by name.
+    pub(crate) penalties: Vec<(&'static str, Tensor<1>)>,
 }
 
 /// How many training clips [`Reconstruct::finish`] sees at most.
 const FINISH_CLIPS: usize = 64;
+/// How many held-out clips are looked at in a run, and at its end.
+const LOOKED_AT: usize = 8;
+const LOOKED_AT_LAST: usize = 32;
+/// How many clips the picture shows.
+const SHOWN: usize = 8;
 
 /// The operator: one unit is the whole table of frames.
 pub(crate) struct Reconstructor<M> {
@@ -126,52 +244,34 @@ impl<M: Reconstruct> Reconstructor<M> {
     fn train(&self, unit: &Unit, out: &mut Output) -> Result<(), StageError> {
         let (params, ctx) = (&self.params, &self.ctx);
         let table = unit.table("frames").expect("the plan connects required ports");
-        let mut clips = ClipReader::new(table, ctx.memory_bytes / 2)?;
-        let [clip_frames, h, w] = clips.size;
-        let frames = params.frames.unwrap_or(clip_frames);
-        if frames > clip_frames {
-            return Err(format!("`frames` is {frames}, but clips have {clip_frames}").into());
+        let clips = ClipReader::new(table, ctx.memory_bytes / 2)?;
+        let parts = params.parts();
+        if let Some(frames) = parts.iter().filter_map(|part| part.frames).find(|frames| *frames > clips.size[0]) {
+            return Err(format!("`frames` is {frames}, but clips have {}", clips.size[0]).into());
         }
-        let (train, held) = held_out(table, 10);
-
+        let (train_rows, held) = held_out(table, 10);
         let device = device::parse(&ctx.device)?;
-        let mut model = self.first_model(unit, &device.clone().autodiff())?;
-        let mut optimizer = Optimizer::new(&params.optimizer, params.steps);
-        let mut order = Order::new(train.len(), params.minibatch, params.seed);
-        let mut losses = Vec::with_capacity(params.steps as usize);
-        for step in 0..params.steps {
-            if ctx.cancel.is_cancelled() {
-                return Err(Interrupted.into());
-            }
-            let picks: Vec<(usize, usize)> = order
-                .minibatch(u64::from(step))
-                .into_iter()
-                .enumerate()
-                .map(|(place, item)| {
-                    let draw = mix(params.seed, u64::from(step) << 16 | place as u64);
-                    (train[item], (draw % (clip_frames - frames + 1) as u64) as usize)
-                })
-                .collect();
-            let x = minibatch_tensor(&clips.minibatch(&picks, frames)?, [picks.len(), frames, h, w], &device)?;
-            let x = Tensor::from_inner(x);
-            let (recon, penalty) = model.reconstruct(x.clone())?;
-            let error = (recon - x.clone()).abs();
-            let l1 = f64::from(error.clone().mean().into_scalar::<f32>());
-            let loss = weighted_mean(error, x, params.motion_weight);
-            let loss = match penalty {
-                Some(penalty) => loss + penalty,
-                None => loss,
-            };
-            optimizer.step(&mut model, &loss);
-            losses.push((step + 1, l1));
-            let text = format!("L1 {:.4}", recent_mean(&losses, 20));
-            ctx.progress.steps(u64::from(step) + 1, u64::from(params.steps), &text);
-        }
-        let size = clips.size;
-        let mut seen = train.iter().take(FINISH_CLIPS).map(|&index| Ok(normalise(&clips.clip(index)?, size, &device)?));
-        let model = model.valid().finish(&mut seen)?;
-        let check = evaluate(&model, &mut clips, &held, &device)?;
-        self.finish(unit, out, &model, &losses, check)
+        let model = self.first_model(unit, &device.clone().autodiff())?;
+        let orders = parts.iter().enumerate().map(|(phase, part)| {
+            let seed = if phase == 0 { params.seed } else { mix(params.seed, phase as u64) };
+            Order::new(train_rows.len(), part.minibatch, seed)
+        });
+        let orders = orders.collect();
+        let mut lesson = Reconstructing::<M> {
+            parts,
+            orders,
+            seed: params.seed,
+            clips,
+            rows: train_rows,
+            held,
+            device,
+            model: self.model,
+        };
+        let phases = lesson.parts.iter();
+        let phases = phases.map(|part| Phase { steps: part.steps, optimizer: part.optimizer.clone() }).collect();
+        let course = Course { ctx, unit, phases, checks: params.checks, upkeep: &params.upkeep };
+        let trained = train(&course, model, &mut lesson)?;
+        self.finish(unit, out, trained, lesson)
     }
 
     /// Where training starts: from the connected checkpoint, from the one that is published, from a file, or from the seed.
@@ -193,45 +293,154 @@ impl<M: Reconstruct> Reconstructor<M> {
         }
     }
 
-    /// Weights, loss picture and sample reconstructions, as files and as one row.
+    /// Weights, metrics, loss picture and sample reconstructions.
     fn finish(
         &self,
         unit: &Unit,
         out: &mut Output,
-        model: &M,
-        losses: &[(u32, f64)],
-        check: Check,
+        trained: Trained<M>,
+        mut lesson: Reconstructing<'_, M>,
     ) -> Result<(), StageError> {
-        let blobs = &self.ctx.blobs;
-        let metadata = BTreeMap::from([("config".to_owned(), model.config().to_string())]);
-        let weights = blobs.put(&weights::to_safetensors(&weights::collect(model), &metadata, SaveType::F16)?)?;
-        let curve = Curve { name: "training L1".into(), points: losses.to_vec() };
-        let level =
-            |name: &str, value| Curve { name: name.into(), points: vec![(0, value), (self.params.steps, value)] };
-        let curves = [curve, level("held out", check.l1), level("first frame repeated", check.repeat_l1)];
-        let picture = plot_svg(&format!("{}: reconstruction", M::NAME), "mean |x - x̂| in [-1, 1]", &curves);
-        let metrics = json!({
-            "train_l1": recent_mean(losses, 50),
-            "held_out_l1": check.l1,
-            "held_out_psnr_db": check.psnr,
-            "first_frame_repeated_l1": check.repeat_l1,
-            "first_frame_repeated_psnr_db": check.repeat_psnr,
-        });
-        let files = vec![
-            (format!("{}.safetensors", M::NAME), weights),
-            ("loss.svg".to_owned(), blobs.put(picture.as_bytes())?),
-            ("reconstruction.png".to_owned(), blobs.put(&check.sheet)?),
-            ("metrics.json".to_owned(), blobs.put(format!("{metrics:#}\n").as_bytes())?),
-        ];
-        let row = Checkpoints::row(&Checkpoint {
-            model: M::NAME.into(),
-            blob: weights.to_string(),
+        let Reconstructing { clips, rows, device, .. } = &mut lesson;
+        let size = clips.size;
+        let mut seen = rows.iter().take(FINISH_CLIPS).map(|&index| Ok(normalise(&clips.clip(index)?, size, device)?));
+        let model = trained.model.finish(&mut seen)?;
+        let held = lesson.look(LOOKED_AT_LAST)?;
+        if let Some(warning) = model.warning(&held)? {
+            tracing::warn!("{}: {warning}", unit.id);
+        }
+        let mut drawn: Vec<Vec<u8>> = Vec::new();
+        for index in 0..held.clips.len().min(SHOWN) {
+            drawn.push(denormalise(model.reconstruct(held.tensor(index)?)?.video));
+        }
+        let rows: Vec<&[u8]> =
+            drawn.iter().zip(&held.clips).flat_map(|(drawn, clip)| [&clip[..], &drawn[..]]).collect();
+        let sheet = held.sheet(&rows)?;
+        let log = &trained.log;
+        let mut metrics = Map::from_iter([("train_l1".to_owned(), json!(log.recent(PIXELS, 50)))]);
+        metrics.extend(trained.figures.iter().map(|&(name, value)| (name.to_owned(), json!(value))));
+        let publication = Publication {
+            model: M::NAME,
+            tensors: weights::collect(&model),
+            save_type: SaveType::F16,
             config: model.config().to_string(),
-            steps: self.params.steps,
-            metrics: metrics.to_string(),
-        })?;
-        out.push_with_files(unit, "", row, files);
-        Ok(())
+            notes: Vec::new(),
+            steps: trained.steps,
+            log,
+            metrics: metrics.into(),
+            picture: lesson.picture(log),
+            files: vec![("reconstruction.png", sheet)],
+        };
+        publish(unit, out, &self.ctx, publication)
+    }
+}
+
+/// The column of the distance of pixels: mean over all, without extra weights.
+const PIXELS: &str = "pixels";
+
+/// The lesson: clips and their reconstructions.
+struct Reconstructing<'a, M> {
+    parts: Vec<Part>,
+    /// The order of the data, by phase.
+    orders: Vec<Order>,
+    seed: u64,
+    clips: ClipReader<'a>,
+    /// Rows of the table to train on, and those that are held out.
+    rows: Vec<usize>,
+    held: Vec<usize>,
+    device: Device,
+    model: std::marker::PhantomData<M>,
+}
+
+impl<M> Reconstructing<'_, M> {
+    /// Table rows of a minibatch, each with the frame at which the piece starts.
+    fn picks(&mut self, draw: Draw) -> Vec<(usize, usize)> {
+        let clip_frames = self.clips.size[0];
+        let frames = self.parts[draw.phase].frames.unwrap_or(clip_frames);
+        let items = self.orders[draw.phase].minibatch(draw.index).into_iter().enumerate();
+        items
+            .map(|(place, item)| {
+                let start = mix(self.seed, draw.number << 16 | place as u64) % (clip_frames - frames + 1) as u64;
+                (self.rows[item], start as usize)
+            })
+            .collect()
+    }
+
+    /// The first held-out clips.
+    fn look(&mut self, count: usize) -> Result<HeldOut, StageError> {
+        let rows = &self.held[..self.held.len().min(count)];
+        Ok(HeldOut {
+            clips: rows.iter().map(|&row| self.clips.clip(row)).collect::<Result<_, _>>()?,
+            videos: rows.iter().map(|&row| crate::export::split_id(self.clips.id(row)).0.to_owned()).collect(),
+            size: self.clips.size,
+            device: self.device.clone(),
+        })
+    }
+}
+
+impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
+    type Model = M;
+    const COUNTED: &'static str = "clips";
+    const KEPT_BY: Option<&'static str> = None;
+
+    fn losses(&mut self, model: &M, draw: Draw) -> Result<Losses, StageError> {
+        let picks = self.picks(draw);
+        let part = &self.parts[draw.phase];
+        let [clip_frames, h, w] = self.clips.size;
+        let frames = part.frames.unwrap_or(clip_frames);
+        let pixels = self.clips.minibatch(&picks, frames)?;
+        let x = Tensor::from_inner(minibatch_tensor(&pixels, [picks.len(), frames, h, w], &self.device)?);
+        let Reconstructed { video, penalties } = model.reconstruct(x.clone())?;
+        let error = match part.loss {
+            PixelLoss::L1 => (video - x.clone()).abs(),
+            PixelLoss::L2 => (video - x.clone()).square(),
+        };
+        let mut parts = vec![(PIXELS, f64::from(error.clone().mean().into_scalar::<f32>()))];
+        let mut total = weighted_mean(error, x, part.motion_weight);
+        for (name, penalty) in penalties {
+            parts.push((name, f64::from(penalty.clone().into_scalar::<f32>())));
+            total = total + penalty;
+        }
+        Ok(Losses { total, parts, amount: picks.len() as f64 })
+    }
+
+    fn rows(&mut self, draw: Draw) -> Vec<String> {
+        self.picks(draw).into_iter().map(|(row, _)| self.clips.id(row).to_owned()).collect()
+    }
+
+    fn check(&mut self, model: &M, at: Check) -> Result<Vec<(&'static str, f64)>, StageError> {
+        let held = self.look(if at.last { LOOKED_AT_LAST } else { LOOKED_AT })?;
+        let (mut ours, mut repeated) = (PixelErrors::default(), PixelErrors::default());
+        for (index, clip) in held.clips.iter().enumerate() {
+            ours.add(clip, &denormalise(model.reconstruct(held.tensor(index)?)?.video));
+            repeated.add(clip, &clip[..held.frame_bytes()].repeat(held.size[0]));
+        }
+        let mut figures = vec![
+            ("held_out_l1", ours.l1()),
+            ("held_out_psnr_db", ours.psnr()),
+            ("first_frame_repeated_l1", repeated.l1()),
+            ("first_frame_repeated_psnr_db", repeated.psnr()),
+        ];
+        figures.extend(model.figures(&held)?);
+        Ok(figures)
+    }
+
+    fn headline(&self, log: &Log) -> String {
+        let mut line = format!("pixels {:.4}", log.recent(PIXELS, 20));
+        if let Some((_, gap)) = log.points("shuffled_codes_gap_db").last() {
+            line += &format!(", codes {:.0}, gap {gap:.2} dB", log.recent("codes_used", 1));
+        }
+        line
+    }
+
+    fn picture(&self, log: &Log) -> String {
+        let curve = |name: &str, column: &str| Curve { name: name.into(), points: log.points(column).to_vec() };
+        let curves = [
+            curve("training", PIXELS),
+            curve("held out", "held_out_l1"),
+            curve("first frame repeated", "first_frame_repeated_l1"),
+        ];
+        plot_svg(&format!("{}: reconstruction", M::NAME), "mean distance of pixels in [-1, 1]", &curves)
     }
 }
 
@@ -246,47 +455,6 @@ fn weighted_mean(error: Tensor<5>, x: Tensor<5>, motion_weight: f64) -> Tensor<1
     let change = (x.clone() - x.narrow(2, 0, 1)).abs();
     let weight = change.greater_elem(MOTION).float().mul_scalar(motion_weight).add_scalar(1.0);
     (error * weight.clone()).sum() / weight.sum()
-}
-
-/// How a model does on clips that it was not trained on, and how repeating the first frame does.
-struct Check {
-    l1: f64,
-    psnr: f64,
-    repeat_l1: f64,
-    repeat_psnr: f64,
-    /// PNG: per clip a row of frames and a row of their reconstructions.
-    sheet: Vec<u8>,
-}
-
-fn evaluate<M: Reconstruct>(
-    model: &M,
-    clips: &mut ClipReader<'_>,
-    held: &[usize],
-    device: &Device,
-) -> Result<Check, StageError> {
-    let [t, h, w] = clips.size;
-    let (mut ours, mut repeated) = (PixelErrors::default(), PixelErrors::default());
-    let mut rows: Vec<Vec<u8>> = Vec::new();
-    let frame_bytes = h * w * 3;
-    for &index in held.iter().take(32) {
-        let clip = clips.clip(index)?;
-        let (recon, _) = model.reconstruct(normalise(&clip, [t, h, w], device)?)?;
-        let recon = denormalise(recon);
-        ours.add(&clip, &recon);
-        repeated.add(&clip, &clip[..frame_bytes].repeat(t));
-        if rows.len() < 8 {
-            rows.push(every_fourth(&clip, frame_bytes));
-            rows.push(every_fourth(&recon, frame_bytes));
-        }
-    }
-    let columns = t.div_ceil(4);
-    let sheet = Sheet { columns: columns as u32, ..Sheet::default() };
-    let sheet = contact_sheet(&rows.concat(), [rows.len() * columns, h, w, 3], sheet)?;
-    Ok(Check { l1: ours.l1(), psnr: ours.psnr(), repeat_l1: repeated.l1(), repeat_psnr: repeated.psnr(), sheet })
-}
-
-fn every_fourth(frames: &[u8], frame_bytes: usize) -> Vec<u8> {
-    frames.chunks(frame_bytes).step_by(4).flatten().copied().collect()
 }
 
 /// u8 [B, T, H, W, 3] to f32 [B, 3, T, H, W] in [-1, 1].

@@ -20,7 +20,7 @@ pub struct VideosSource {
     pub extensions: Vec<String>,
 }
 
-fn default_extensions() -> Vec<String> {
+pub(crate) fn default_extensions() -> Vec<String> {
     ["mp4", "m4v", "mov", "mkv", "webm", "avi"].map(str::to_owned).to_vec()
 }
 

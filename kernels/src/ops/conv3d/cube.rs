@@ -121,7 +121,7 @@ fn tap(index: u32, #[comptime] form: Form) -> Place {
 
 /// The input that an output pixel and a tap meet.
 #[cube]
-fn input(x: &[f32], past: &[f32], pixel: Place, tap: Place, sizes: Sizes, #[comptime] form: Form) -> f32 {
+fn input(x: &[f32], past: &[f32], pixel: &Place, tap: &Place, sizes: &Sizes, #[comptime] form: Form) -> f32 {
     let (before, front) = comptime!((form.before, form.front));
     let row = pixel.row * comptime!(form.space_step) + tap.row;
     let column = pixel.column * comptime!(form.space_step) + tap.column;
@@ -143,7 +143,7 @@ fn input(x: &[f32], past: &[f32], pixel: Place, tap: Place, sizes: Sizes, #[comp
 
 /// The gradient of the output pixel that an input pixel meets by a tap.
 #[cube]
-fn output(grad: &[f32], pixel: Place, frame: u32, tap: Place, sizes: Sizes, #[comptime] form: Form) -> f32 {
+fn output(grad: &[f32], pixel: &Place, frame: u32, tap: &Place, sizes: &Sizes, #[comptime] form: Form) -> f32 {
     let (time_step, space_step) = comptime!((form.time_step, form.space_step));
     let row = pixel.row + comptime!(form.before);
     let column = pixel.column + comptime!(form.before);
@@ -162,7 +162,7 @@ fn output(grad: &[f32], pixel: Place, frame: u32, tap: Place, sizes: Sizes, #[co
 
 /// Line `line` of row `row` of the first operand: a weight, or a gradient of the result.
 #[cube]
-fn left(a: &[f32], row: u32, line: u32, sizes: Sizes, #[comptime] form: Form) -> f32 {
+fn left(a: &[f32], row: u32, line: u32, sizes: &Sizes, #[comptime] form: Form) -> f32 {
     match comptime!(form.role) {
         Role::Result => a[(row * sizes.lines + line) as usize],
         Role::InputGradient => {
@@ -178,28 +178,28 @@ fn left(a: &[f32], row: u32, line: u32, sizes: Sizes, #[comptime] form: Form) ->
 
 /// Line `line` of column `column` of the second operand: an input, or a gradient of the result.
 #[cube]
-fn right(b: &[f32], past: &[f32], column: u32, line: u32, sizes: Sizes, #[comptime] form: Form) -> f32 {
+fn right(b: &[f32], past: &[f32], column: u32, line: u32, sizes: &Sizes, #[comptime] form: Form) -> f32 {
     match comptime!(form.role) {
         Role::Result => {
             let pixel = place(column, sizes.to, sizes.ho, sizes.wo);
-            input(b, past, pixel, tap(line, form), sizes, form)
+            input(b, past, &pixel, &tap(line, form), sizes, form)
         }
         Role::InputGradient => {
             let pixel = place(column, sizes.frames, sizes.h, sizes.w);
             let frame = pixel.time + sizes.first;
             let by = tap(line, form);
-            let mut sum = output(b, pixel, frame, by, sizes, form);
+            let mut sum = output(b, &pixel, frame, &by, sizes, form);
             if comptime!(form.repeats) && frame == comptime!(form.front) {
                 // The frames in front are copies of this one.
                 for copy in 0..comptime!(form.front) {
-                    sum += output(b, pixel, copy, by, sizes, form);
+                    sum += output(b, &pixel, copy, &by, sizes, form);
                 }
             }
             sum
         }
         Role::WeightGradient => {
             let pixel = place(line, sizes.to, sizes.ho, sizes.wo);
-            input(b, past, pixel, tap(column, form), sizes, form)
+            input(b, past, &pixel, &tap(column, form), sizes, form)
         }
     }
 }
@@ -214,7 +214,7 @@ fn finish(
     row: u32,
     column: u32,
     slice: u32,
-    sizes: Sizes,
+    sizes: &Sizes,
     #[comptime] form: Form,
 ) {
     match comptime!(form.role) {
@@ -261,20 +261,20 @@ fn product(
     let steps = (end - start + comptime!(LINES - 1)) / LINES;
     for step in 0..steps {
         let first_line = start + step * LINES;
-        #[unroll]
+        // Not unrolled: the code that finds an operand is long, and drivers compile it slowly.
         for part in 0..comptime!(TILE * LINES / UNITS) {
             let at = UNIT_POS + part * UNITS;
             // Units that follow one another fetch what lies side by side: lines of weights, and columns of pixels.
             let (row, line) = (at / LINES, at % LINES);
             let mut value = 0.0f32;
             if first_row + row < sizes.rows && first_line + line < end {
-                value = left(a, first_row + row, first_line + line, sizes, form);
+                value = left(a, first_row + row, first_line + line, &sizes, form);
             }
             left_tile[(line * TILE + row) as usize] = value;
             let (line, column) = (at / TILE, at % TILE);
             let mut value = 0.0f32;
             if first_column + column < sizes.columns && first_line + line < end {
-                value = right(b, past, first_column + column, first_line + line, sizes, form);
+                value = right(b, past, first_column + column, first_line + line, &sizes, form);
             }
             right_tile[(line * TILE + column) as usize] = value;
         }
@@ -299,7 +299,7 @@ fn product(
         for j in 0..CELLS {
             let (row, column) = (first_row + unit_row + i * 16u32, first_column + unit_column + j * 16u32);
             if row < sizes.rows && column < sizes.columns {
-                finish(sums[(i * CELLS + j) as usize], bias, onto, out, row, column, slice, sizes, form);
+                finish(sums[(i * CELLS + j) as usize], bias, onto, out, row, column, slice, &sizes, form);
             }
         }
     }

@@ -10,7 +10,7 @@
 //! Differs: PyTorch has channels before frames.
 
 mod columns;
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube;
 mod flex;
 mod product;
@@ -153,7 +153,7 @@ impl Call {
 
 /// The op on each backend, in f32. `past`, the frames in front, and `onto` mean something only where the call says that
 /// they are given; else any tensor stands in their place, as an extension of Burn's backends has no optional tensors.
-#[backend_extension(Autodiff, Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Autodiff, Cube: cfg(feature = "cube"), Flex)]
 trait Conv3dOps: Backend {
     fn causal_conv3d(
         x: FloatTensor<Self>,

@@ -9,7 +9,7 @@
 //!         truncation is off by less than 0.1 level.
 
 mod colour;
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "cube")]
 mod cube;
 mod flex;
 mod reference;
@@ -254,7 +254,7 @@ fn run(frames: Tensor<1, Int>, taps: Tensor<1, Int>, job: Job) -> Tensor<4> {
 }
 
 /// The op on each backend: frames as little-endian u32 words, taps as [`Taps::into_table`] writes them.
-#[backend_extension(Cube: cfg(feature = "wgpu"), Flex)]
+#[backend_extension(Cube: cfg(feature = "cube"), Flex)]
 trait PictureOps: Backend {
     fn picture(frames: IntTensor<Self>, taps: IntTensor<Self>, job: Job) -> FloatTensor<Self>;
 }

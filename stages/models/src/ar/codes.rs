@@ -17,6 +17,7 @@ use super::generate::Stop;
 use super::layers::Embedding;
 use super::sampling::Sampling;
 use crate::nn::{Init, Linear};
+use crate::train::floats;
 use crate::weights::{self, Named, Names, Visitor, Weights};
 use crate::{Error, Result};
 
@@ -261,6 +262,17 @@ pub enum Clips {
     AtMost(usize),
 }
 
+/// What a model makes of one code that it has to predict.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judgement {
+    /// Minus the logarithm of its probability.
+    pub nats: f64,
+    /// No other was more probable.
+    pub first: bool,
+    /// It is no code but the end of a scene.
+    pub end: bool,
+}
+
 /// The decoder with its image prefix.
 #[derive(Module, Debug)]
 pub struct CodeModel {
@@ -315,6 +327,25 @@ impl CodeModel {
         cross_entropy(self.decoder.logits(hidden), labels)
     }
 
+    /// What the model makes of each code of a minibatch, and of each end of a scene, in order.
+    pub fn judge(&self, minibatch: &Minibatch) -> Vec<Judgement> {
+        let Minibatch { head, image, tail, labels, .. } = minibatch.clone();
+        let length = tail.dims()[1];
+        let x = self.prompt(head, image, tail);
+        let before = x.dims()[1] - length;
+        let logits = floats(self.decoder.logits(self.decoder.hidden(x, None).narrow(1, before, length)));
+        let labels: Vec<i64> = labels.into_data().convert::<i64>().try_into_vec().expect("the data were just made i64");
+        let eos = i64::from(self.config.vocabulary().eos());
+        let rows = logits.chunks_exact(self.config.decoder.vocab_size).zip(labels);
+        let judged = rows.filter(|(_, label)| *label != IGNORED).map(|(row, label)| {
+            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+            let own = row[label as usize];
+            Judgement { nats: sum.ln() - f64::from(own - largest), first: own >= largest, end: label == eos }
+        });
+        judged.collect()
+    }
+
     /// Codes of clip after clip for a scene, given by its first frame's feature [C, h, w] and its task.
     ///
     /// # Errors
@@ -367,7 +398,7 @@ impl Named for CodeModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::{AdamW, AdamWConfig, Grads, floats};
+    use crate::train::{AdamW, AdamWConfig, Grads};
     use crate::weights::{SaveType, save_model, shapes};
 
     /// 6 codes, 2 tasks, clips of 3 codes, features [2, 2, 3].
@@ -453,6 +484,18 @@ mod tests {
         let cut = Minibatch::new(&config, &[Example { codes: &codes, ..long }], &device).unwrap();
         let labels = rows(cut.labels);
         assert_eq!((labels.len(), labels[14], labels[15]), (16, 3, IGNORED));
+    }
+
+    #[test]
+    fn judgements_are_what_the_loss_is_the_mean_of() {
+        let (config, device) = (config(), Device::flex());
+        let model = CodeModel::init(&config, 1, &device).unwrap();
+        let minibatch = Minibatch::new(&config, &examples(), &device).unwrap();
+        let judged = model.judge(&minibatch);
+        assert_eq!((judged.len(), judged.iter().filter(|judged| judged.end).count()), (6 + 3 + 9 + 3, 3));
+        let mean = judged.iter().map(|judged| judged.nats).sum::<f64>() / judged.len() as f64;
+        let loss = f64::from(floats(model.loss(&minibatch))[0]);
+        assert!((mean - loss).abs() < 1e-5, "{mean}, not {loss}");
     }
 
     #[test]

@@ -1,17 +1,14 @@
 //! The decoder: layers, norm and head; its loss; its cache of keys and values.
 
 use burn::module::Module;
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
+use vw2_kernels::Sight;
 
 use super::config::ArConfig;
 use super::layers::{Attention, Embedding, Memory, Mlp, positions};
 use crate::nn::{Init, Linear, RmsNorm, Rotary};
 use crate::weights::{self, Named, Names, Visitor, Weights};
 use crate::{Error, Result};
-
-/// A score that softmax turns into exactly 0, and that is finite: a row of nothing else stays a number.
-const NEVER: f32 = -1e9;
 
 /// The decoder over ids.
 #[derive(Module, Debug)]
@@ -117,8 +114,8 @@ impl Ar {
         let [_, length, _] = x.dims();
         let device = x.device();
         let rotary = positions(&self.config, 0, length, &device);
-        let bias = causal_bias(length, mask, &device);
-        let x = self.model.layers.iter().fold(x, |x, layer| layer.forward(x, &rotary, Some(&bias)));
+        let sight = causal_sight(mask);
+        let x = self.model.layers.iter().fold(x, |x, layer| layer.forward(x, &rotary, &sight));
         self.model.norm.forward(x)
     }
 
@@ -143,12 +140,10 @@ impl Ar {
         }
         let device = x.device();
         let rotary = positions(&self.config, cache.seen, length, &device);
-        // One new position sees everything. Several must not see each other's future.
-        let bias = (length > 1).then(|| bias_after(cache.seen, length, &device));
         let mut x = x;
         for (layer, memory) in self.model.layers.iter().zip(&mut cache.layers) {
             let normed = layer.input_layernorm.forward(x.clone());
-            let attended = layer.self_attn.extend(normed, &rotary, bias.as_ref(), memory, cache.seen);
+            let attended = layer.self_attn.extend(normed, &rotary, memory, cache.seen);
             x = layer.feed(x + attended);
         }
         cache.seen += length;
@@ -168,8 +163,8 @@ impl Named for Ar {
 }
 
 impl Layer {
-    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, bias: Option<&Tensor<5>>) -> Tensor<3> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rotary, bias);
+    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, sight: &Sight) -> Tensor<3> {
+        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), rotary, sight);
         self.feed(x + attended)
     }
 
@@ -188,25 +183,9 @@ impl Named for Layer {
     }
 }
 
-/// What is added to attention scores: 0 where a position may look, a very low score where not. [1 or B, 1, 1, T, T].
-pub fn causal_bias(length: usize, mask: Option<Tensor<2, Int>>, device: &Device) -> Tensor<5> {
-    let causal = bias_after(0, length, device);
-    match mask {
-        None => causal,
-        Some(mask) => {
-            let [b, _] = mask.dims();
-            let padding = mask.equal_elem(0).float().mul_scalar(NEVER).reshape([b, 1, 1, 1, length]);
-            causal + padding
-        }
-    }
-}
-
-/// The causal bias of `length` positions after `seen` others: [1, 1, 1, length, seen + length].
-fn bias_after(seen: usize, length: usize, device: &Device) -> Tensor<5> {
-    let all = seen + length;
-    // Burn's masks are true where a value is to be replaced: here above the diagonal.
-    let future = Tensor::<2, Bool>::tril_mask([length, all], seen as i64, device);
-    future.float().mul_scalar(NEVER).reshape([1, 1, 1, length, all])
+/// Every position looks back, and at no padding: `mask` [B, T] is 0 there.
+pub fn causal_sight(mask: Option<Tensor<2, Int>>) -> Sight {
+    Sight { real: mask.map(|mask| mask.float()), ..Sight::causal() }
 }
 
 /// Mean cross-entropy of the next id, as published: logits [B, T, V] at t are judged by the label at t + 1.
@@ -219,13 +198,9 @@ pub fn next_id_loss(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
 /// As [`next_id_loss`], where each label stands at the position that predicts it.
 pub fn cross_entropy(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
     let [b, t, vocab] = logits.dims();
-    let scores = log_softmax(logits.reshape([b * t, vocab]), 1);
-    let labels = labels.reshape([b * t, 1]);
-    let ignored = labels.clone().lower_elem(0);
-    let judged = ignored.clone().bool_not().float(); // [B T, 1]
-    let picked = scores.gather(1, labels.mask_fill(ignored, 0)); // [B T, 1]
-    let count = judged.clone().sum().clamp_min(1.0);
-    -(picked * judged).sum() / count
+    let labels = labels.reshape([b * t]);
+    let count = labels.clone().greater_equal_elem(0).float().sum().clamp_min(1.0);
+    vw2_kernels::cross_entropy(logits.reshape([b * t, vocab]), labels).sum() / count
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The parts of a decoder's layer: embedding, rotary positions, attention, feed-forward.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Device, Int, Tensor, module};
+use vw2_kernels::{Sight, attention, swiglu};
 
 use super::config::ArConfig;
-use crate::nn::{Init, Linear, Rotary};
+use crate::nn::{Init, Linear, Rotary, cost};
 use crate::weights::{Named, Names, Visitor};
 
 /// A row of the table per id.
@@ -27,6 +27,7 @@ impl Embedding {
     /// The table as a head: [B, T, D] to [B, T, V].
     pub fn scores(&self, x: Tensor<3>) -> Tensor<3> {
         let [b, t, width] = x.dims();
+        cost::product(width, b * t * self.weight.dims()[0]);
         x.reshape([b * t, width]).matmul(self.weight.val().transpose()).reshape([b, t, self.weight.dims()[0]])
     }
 }
@@ -86,28 +87,21 @@ impl Attention {
         }
     }
 
-    /// [B, T, D] to [B, T, D]. `bias` is added to the scores: [1 or B, 1, 1, T, S].
-    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, bias: Option<&Tensor<5>>) -> Tensor<3> {
+    /// [B, T, D] to [B, T, D].
+    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, sight: &Sight) -> Tensor<3> {
         let (q, k, v) = self.project(x, rotary);
-        self.mix(q, k, v, bias)
+        self.mix(q, k, v, sight)
     }
 
     /// As [`Attention::forward`] for T positions after the `seen` ones that `memory` holds; adds them to it.
-    pub(crate) fn extend(
-        &self,
-        x: Tensor<3>,
-        rotary: &Rotary,
-        bias: Option<&Tensor<5>>,
-        memory: &mut Memory,
-        seen: usize,
-    ) -> Tensor<3> {
+    pub(crate) fn extend(&self, x: Tensor<3>, rotary: &Rotary, memory: &mut Memory, seen: usize) -> Tensor<3> {
         let length = x.dims()[1];
         let (q, k, v) = self.project(x, rotary);
         write(&mut memory.keys, k, seen);
         write(&mut memory.values, v, seen);
         let k = memory.keys.clone().narrow(2, 0, seen + length);
         let v = memory.values.clone().narrow(2, 0, seen + length);
-        self.mix(q, k, v, bias)
+        self.mix(q, k, v, &Sight::causal())
     }
 
     /// Queries [B, heads, T, d], keys and values [B, key-value heads, T, d], turned by position.
@@ -120,21 +114,9 @@ impl Attention {
         (q, k, split(self.v_proj.forward(x), self.key_value_heads))
     }
 
-    fn mix(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<&Tensor<5>>) -> Tensor<3> {
+    fn mix(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<3> {
         let [b, heads, t, d] = q.dims();
-        let (shared, seen) = (self.key_value_heads, k.dims()[2]);
-        let group = heads / shared;
-        // The rows of a group stand below each other, so that shared keys are not repeated in memory.
-        let q = q.mul_scalar((d as f64).powf(-0.5)).reshape([b, shared, group * t, d]);
-        let scores = q.matmul(k.swap_dims(2, 3)); // [B, shared, group T, S]
-        let scores = match bias {
-            Some(bias) => {
-                (scores.reshape([b, shared, group, t, seen]) + bias.clone()).reshape([b, shared, group * t, seen])
-            }
-            None => scores,
-        };
-        let mixed = softmax(scores, 3).matmul(v); // [B, shared, group T, d]
-        let mixed = mixed.reshape([b, heads, t, d]).swap_dims(1, 2).reshape([b, t, heads * d]);
+        let mixed = attention(q, k, v, sight).swap_dims(1, 2).reshape([b, t, heads * d]);
         self.o_proj.forward(mixed)
     }
 }
@@ -167,8 +149,8 @@ impl Mlp {
     }
 
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let gate = self.gate_proj.forward(x.clone());
+        self.down_proj.forward(swiglu(gate, self.up_proj.forward(x)))
     }
 }
 

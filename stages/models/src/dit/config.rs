@@ -126,7 +126,7 @@ impl DitConfig {
     /// # Errors
     /// The metadata cannot be parsed.
     pub fn of(weights: &Weights) -> Result<DitConfig> {
-        config_of(weights)?.map_or_else(|| DitConfig::preset("released"), Ok)
+        config_of(weights, "dit")?.map_or_else(|| DitConfig::preset("released"), Ok)
     }
 
     pub fn head_size(&self) -> usize {

@@ -5,11 +5,12 @@
 
 use burn::module::Module;
 use burn::tensor::activation::{gelu, silu};
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use half::bf16;
+use vw2_kernels::{Sight, attention};
 
 use super::config::DitConfig;
-use crate::nn::{Init, Linear, RmsNorm, Rotary, Tap, attend, attend_beside_zeros, standardise};
+use crate::nn::{Init, Linear, RmsNorm, Rotary, Tap};
 use crate::weights::{Named, Names, Visitor};
 
 /// Epsilon of every norm of the network.
@@ -148,7 +149,7 @@ impl Named for Modulation {
 
 /// `norm(x) (1 + scale) + shift`, where the norm has no gain of its own.
 pub(crate) fn modulate(x: Tensor<4>, shift: Tensor<4>, scale: Tensor<4>) -> Tensor<4> {
-    standardise(x, EPS) * (scale + 1.0) + shift
+    vw2_kernels::modulate(x, shift, scale, EPS)
 }
 
 /// Attention with normed queries and keys: of tokens to each other, or to a context.
@@ -167,8 +168,8 @@ pub(crate) struct Attention {
 pub(crate) enum Attended<'a> {
     /// Each other, at these places.
     Selves(&'a Rotary),
-    /// A context `[B, M, C]` and a number of zero tokens; what is hidden from whom, `[1, queries, M]`.
-    Context { tokens: &'a Tensor<3>, zeros: usize, hidden: Option<&'a Tensor<3, Bool>> },
+    /// A context `[B, M, C]`, as far as it is in sight.
+    Context { tokens: &'a Tensor<3>, sight: &'a Sight },
 }
 
 impl Attention {
@@ -193,10 +194,6 @@ impl Attention {
             let [_, n, _] = x.dims();
             x.reshape([b, n, heads, d]).swap_dims(1, 2) // [B, heads, N, d]
         };
-        let joined = |x: Tensor<4>| {
-            let [_, _, n, _] = x.dims();
-            x.reshape([b * heads, n, d])
-        };
         let q = self.q_norm.forward(split(self.q_proj.forward(x.clone())));
         tap.see(format_args!("{name}.q_norm"), || q.clone().swap_dims(1, 2));
         let y = match attended {
@@ -204,15 +201,15 @@ impl Attention {
                 let q = rotary.turn(q);
                 let k = rotary.turn(self.k_norm.forward(split(self.k_proj.forward(x.clone()))));
                 let v = split(self.v_proj.forward(x));
-                attend(joined(q), joined(k), joined(v), None)
+                attention(q, k, v, &Sight::all())
             }
-            Attended::Context { tokens, zeros, hidden } => {
+            Attended::Context { tokens, sight } => {
                 let k = self.k_norm.forward(split(self.k_proj.forward((*tokens).clone())));
                 let v = split(self.v_proj.forward((*tokens).clone()));
-                attend_beside_zeros(joined(q), joined(k), joined(v), hidden.cloned(), *zeros)
+                attention(q, k, v, sight)
             }
         };
-        let y = self.output_proj.forward(y.reshape([b, heads, n, d]).swap_dims(1, 2).reshape([b, n, width]));
+        let y = self.output_proj.forward(y.swap_dims(1, 2).reshape([b, n, width]));
         tap.see(format_args!("{name}"), || y.clone());
         y
     }

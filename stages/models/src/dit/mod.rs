@@ -18,7 +18,8 @@ mod network;
 mod tests;
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
+use vw2_kernels::{Order, Sight};
 
 pub use config::DitConfig;
 pub(crate) use config::PRESETS;
@@ -159,8 +160,11 @@ impl VideoDit {
             time,
             rotary: &inputs.rotary,
             context: &inputs.context,
-            zeros: config.context_tokens - tokens,
-            hidden: config.causal_cross_attn.then(|| hidden(frames, rows * columns, tokens, &inputs.x.device())),
+            sight: Sight {
+                order: if config.causal_cross_attn { later_hidden(frames, rows * columns) } else { Order::Any },
+                zeros: config.context_tokens - tokens,
+                ..Sight::all()
+            },
             grid: [rows, columns],
         };
         let residuals = match (&self.net_ctrl, &inputs.hint) {
@@ -258,12 +262,9 @@ fn branch_prefix(weights: &Weights, base: &str) -> Option<String> {
     own.or(prefixes.first()).map(|prefix| (*prefix).to_owned())
 }
 
-/// Which of the first T context tokens a frame's patches do not see: `[1, T * patches, M]`.
-fn hidden(frames: usize, patches: usize, tokens: usize, device: &Device) -> Tensor<3, Bool> {
-    let frame = Tensor::<1, Int>::arange(0..(frames * patches) as i64, device).div_scalar(patches as i64);
-    let token = Tensor::<1, Int>::arange(0..tokens as i64, device);
-    let later = token.clone().unsqueeze_dim::<2>(0).greater(frame.unsqueeze_dim(1));
-    later.bool_and(token.lower_elem(frames as i64).unsqueeze_dim(0)).unsqueeze()
+/// Of the first T context tokens, a frame's patches see those up to their frame; of the others, all.
+fn later_hidden(frames: usize, patches: usize) -> Order {
+    Order::Frames { queries: patches, keys: 1, rest: frames }
 }
 
 /// Each cell takes the value at its place in `[B, 1, h, w]`, without averaging: `[B, 1, H, W]`.

@@ -1,7 +1,8 @@
 //! The base network: embeddings, blocks, final layer. The control branch has the same parts.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::Tensor;
+use vw2_kernels::{Sight, gated};
 
 use super::config::DitConfig;
 use super::layers::{
@@ -15,8 +16,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) time: Time,
     pub(crate) rotary: &'a Rotary,
     pub(crate) context: &'a Tensor<3>,
-    pub(crate) zeros: usize,
-    pub(crate) hidden: Option<Tensor<3, Bool>>,
+    /// What patches see of the context.
+    pub(crate) sight: Sight,
     /// Height and width in patches, to show tensors as published.
     pub(crate) grid: [usize; 2],
 }
@@ -63,18 +64,18 @@ impl Block {
         let attended = Attended::Selves(pass.rotary);
         let y = flat(modulate(x.clone(), shift, scale));
         let y = self.self_attn.forward(y, &attended, tap, &format!("{name}.self_attn"));
-        let x = x + y.reshape(shape) * gate;
+        let x = gated(x, y.reshape(shape), gate);
 
         let [shift, scale, gate] = self.adaln_cross_attn.forward(&pass.time);
-        let attended = Attended::Context { tokens: pass.context, zeros: pass.zeros, hidden: pass.hidden.as_ref() };
+        let attended = Attended::Context { tokens: pass.context, sight: &pass.sight };
         let y = flat(modulate(x.clone(), shift, scale));
         let y = self.cross_attn.forward(y, &attended, tap, &format!("{name}.cross_attn"));
-        let x = x + y.reshape(shape) * gate;
+        let x = gated(x, y.reshape(shape), gate);
 
         let [shift, scale, gate] = self.adaln_mlp.forward(&pass.time);
         let y = self.mlp.forward(modulate(x.clone(), shift, scale));
         pass.show(tap, format_args!("{name}.mlp"), &y);
-        let x = x + y * gate;
+        let x = gated(x, y, gate);
         pass.show(tap, format_args!("{name}"), &x);
         x
     }

@@ -6,12 +6,12 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::silu;
 use burn::tensor::ops::AvgPoolOptions;
-use burn::tensor::{Bool, Device, Int, Tensor, module};
-use vw2_kernels::{Front, Steps};
+use burn::tensor::{Tensor, module};
+use vw2_kernels::{Front, Sight, Steps, attention};
 
 use super::config::Halve;
 use crate::nn::causal_conv3d::{double_space, repeat_first};
-use crate::nn::{CausalConv3d, Init, Linear, attend};
+use crate::nn::{CausalConv3d, Init, Linear};
 use crate::weights::{Named, Names, Visitor};
 
 /// Lists a convolution as published: its parameters stand below `conv3d`.
@@ -153,16 +153,16 @@ impl SelfAttention {
 
     pub(super) fn within_frames(&self, x: Tensor<5>) -> Tensor<5> {
         let [b, t, c, h, w] = x.dims();
-        let [q, k, v] = self.qkv(&x).map(|part| part.reshape([b * t, c, h * w]).swap_dims(1, 2)); // [B*T, N, C]
-        let y = attend(q, k, v, None).swap_dims(1, 2).reshape([b, t, c, h, w]);
+        let [q, k, v] = self.qkv(&x).map(|part| part.reshape([b * t, 1, c, h * w]).swap_dims(2, 3)); // [B*T, 1, N, C]
+        let y = attention(q, k, v, &Sight::all()).swap_dims(2, 3).reshape([b, t, c, h, w]);
         within(&self.proj_out, y, Some(x))
     }
 
     pub(super) fn over_time(&self, x: Tensor<5>) -> Tensor<5> {
         let [b, t, c, h, w] = x.dims();
-        let to_rows = |part: Tensor<5>| part.permute([0, 3, 4, 1, 2]).reshape([b * h * w, t, c]); // [B*N, T, C]
+        let to_rows = |part: Tensor<5>| part.permute([0, 3, 4, 1, 2]).reshape([b * h * w, 1, t, c]); // [B*N, 1, T, C]
         let [q, k, v] = self.qkv(&x).map(to_rows);
-        let y = attend(q, k, v, Some(hidden(t, 1, t, 1, &x.device())));
+        let y = attention(q, k, v, &Sight::causal());
         within(&self.proj_out, y.reshape([b, h, w, t, c]).permute([0, 3, 4, 1, 2]), Some(x))
     }
 }
@@ -201,11 +201,10 @@ impl CrossAttention {
         let [b, t, c, h, w] = x.dims();
         let tokens = context.dims()[1];
         let q = within(&self.q_proj, self.norm.forward(x.clone()), None);
-        let q = q.permute([0, 1, 3, 4, 2]).reshape([b, t * h * w, c]);
-        let kv = self.kv_proj.forward(context); // [B, M, 2 C]
-        let (k, v) = (kv.clone().narrow(2, 0, c), kv.narrow(2, c, c));
-        let hidden = hidden(t, h * w, tokens, per_frame, &x.device());
-        let y = attend(q, k, v, Some(hidden)).reshape([b, t, h, w, c]).permute([0, 1, 4, 2, 3]);
+        let q = q.permute([0, 1, 3, 4, 2]).reshape([b, 1, t * h * w, c]);
+        let kv = self.kv_proj.forward(context).reshape([b, 1, tokens, 2 * c]);
+        let (k, v) = (kv.clone().narrow(3, 0, c), kv.narrow(3, c, c));
+        let y = attention(q, k, v, &Sight::frames(h * w, per_frame)).reshape([b, t, h, w, c]).permute([0, 1, 4, 2, 3]);
         within(&self.proj_out, y, Some(x))
     }
 }
@@ -217,15 +216,6 @@ impl Named for CrossAttention {
         names.child("kv_proj", &mut self.kv_proj);
         walk_conv(names, "proj_out", &mut self.proj_out);
     }
-}
-
-/// Causal mask `[1, frames * queries, keys]`: queries of frame i do not see keys from (i + 1) x `per_frame` on.
-fn hidden(frames: usize, queries: usize, keys: usize, per_frame: usize, device: &Device) -> Tensor<3, Bool> {
-    let limit = Tensor::<1, Int>::arange(1..frames as i64 + 1, device) * per_frame as i64;
-    let limit = limit.reshape([1, frames, 1]).expand([1, frames, queries]).reshape([1, frames * queries, 1]);
-    let key = Tensor::<1, Int>::arange(0..keys as i64, device).reshape([1, 1, keys]);
-    let shape = [1, frames * queries, keys];
-    key.expand(shape).greater_equal(limit.expand(shape))
 }
 
 /// Convolution plus average, each where space or time is halved; then a pointwise convolution.

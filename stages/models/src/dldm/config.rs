@@ -109,7 +109,7 @@ impl DldmConfig {
     /// # Errors
     /// The metadata cannot be parsed.
     pub fn of(weights: &Weights) -> Result<DldmConfig> {
-        config_of(weights)?.map_or_else(|| DldmConfig::preset("released"), Ok)
+        config_of(weights, "dldm")?.map_or_else(|| DldmConfig::preset("released"), Ok)
     }
 
     /// Codes of the codebook, `K`.

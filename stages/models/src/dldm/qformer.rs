@@ -8,8 +8,9 @@
 use std::f64::consts::TAU;
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{relu, softmax};
+use burn::tensor::activation::relu;
 use burn::tensor::{Int, Tensor};
+use vw2_kernels::{Sight, attention};
 
 use crate::nn::{Init, LayerNorm, Linear, Tap};
 use crate::weights::{Named, Names, Visitor};
@@ -170,8 +171,7 @@ impl Attention {
         let k = heads(self.k_proj.forward(k));
         let v = heads(self.v_proj.forward(v));
         let [b, _, n, d] = q.dims();
-        let weights = softmax((q * (d as f64).sqrt().recip()).matmul(k.swap_dims(2, 3)), 3);
-        self.out_proj.forward(weights.matmul(v).swap_dims(1, 2).reshape([b, n, HEADS * d]))
+        self.out_proj.forward(attention(q, k, v, &Sight::all()).swap_dims(1, 2).reshape([b, n, HEADS * d]))
     }
 }
 

@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use vw2_kernels::{Front, Steps, conv3d};
 
-use super::Init;
+use super::{Init, cost};
 use crate::weights::{Named, Names, Visitor};
 
 /// Weight and bias of a convolution over time and space; causal, as the caller pads time in front only.
@@ -41,7 +41,11 @@ impl CausalConv3d {
     }
 
     pub fn forward_with(&self, x: Tensor<5>, front: Front, steps: Steps, onto: Option<Tensor<5>>) -> Tensor<5> {
-        conv3d(x, front, self.weight.val(), self.bias.val(), steps, onto)
+        let weight = self.weight.val();
+        let [_, inputs, kt, kh, kw] = weight.dims();
+        let y = conv3d(x, front, weight, self.bias.val(), steps, onto);
+        cost::product(inputs * kt * kh * kw, y.dims().iter().product());
+        y
     }
 
     /// [`CausalConv3d::forward`] after copies of the first frame.

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
-use super::Init;
+use super::{Init, cost};
 use crate::weights::{Named, Names, Visitor};
 
 /// `y = x W^T + b` over the last axis. The weight lies as published: `[out, in]`.
@@ -48,8 +48,9 @@ impl Linear {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let mut shape = x.dims();
         let inputs = shape[D - 1];
-        let rows = shape[..D - 1].iter().product();
+        let rows: usize = shape[..D - 1].iter().product();
         let dtype = x.dtype();
+        cost::product(inputs, rows * self.weight.dims()[0]);
         let mut y = x.reshape([rows, inputs]).matmul(self.weight_as(dtype).transpose());
         if let Some(bias) = &self.bias {
             y = y + bias.val().cast(dtype).unsqueeze();

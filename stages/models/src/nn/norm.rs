@@ -2,16 +2,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use vw2_kernels::{layer_norm, rms_norm};
 
 use super::Init;
 use crate::weights::{Named, Names, Visitor};
-
-/// Mean 0 and deviation 1 over the last axis: `[.., D] -> [.., D]`.
-pub fn standardise<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
-    let x = x.clone() - x.mean_dim(D - 1);
-    let variance = x.clone().square().mean_dim(D - 1);
-    x / (variance + eps).sqrt()
-}
 
 /// Layer norm over the last axis, affine, eps 1e-5.
 #[derive(Module, Debug)]
@@ -27,7 +21,7 @@ impl LayerNorm {
 
     /// `[.., D] -> [.., D]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        standardise(x, 1e-5) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+        layer_norm(x, self.weight.val(), self.bias.val(), 1e-5)
     }
 }
 
@@ -52,8 +46,7 @@ impl RmsNorm {
 
     /// `[.., D] -> [.., D]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let scale = x.clone().square().mean_dim(D - 1).add_scalar(self.eps).sqrt().recip();
-        x * scale * self.weight.val().unsqueeze()
+        rms_norm(x, self.weight.val(), self.eps)
     }
 }
 

@@ -23,8 +23,6 @@ impl Rotary {
 
     /// Turns pairs (x[i], x[i + half]) of `[B, heads, N, head size]` by their positions' angles.
     pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
-        let turned = Tensor::cat(vec![-x.clone().narrow(3, half, half), x.clone().narrow(3, 0, half)], 3);
-        x * self.cos.clone().unsqueeze() + turned * self.sin.clone().unsqueeze()
+        vw2_kernels::rotary(x, self.cos.clone(), self.sin.clone())
     }
 }

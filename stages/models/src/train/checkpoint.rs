@@ -1,15 +1,15 @@
-//! All that a run needs to go on bit for bit, in one safetensors file.
+//! All that a run needs to go on bit for bit, as one safetensors file.
 //!
-//! Names: `weights.*`, and per parameter that has had a gradient `first.*`, `second.*` (AdamW's moments, f32) and `updates.*`
-//! (i64 [1]); `*` is the published name. Metadata: `config` (the model's, JSON), `optimizer` (AdamW's, JSON), `step`.
-//! The weights alone load from the same file with prefix `weights.`.
+//! Names: `weights.*`; per parameter that was updated `first.*`, `second.*` (AdamW's moments, f32) and `updates.*` (i64 [1]);
+//! `masters.*`, where the model holds its weights in bf16; `log.*` (figures by step, f64 [n, 2]); and whatever other copies of
+//! the model the run keeps (`best.*`, `average.*`). `*` is the published name. Metadata: `optimizer` (AdamW's
+//! configuration, JSON), `updates`, `step`. The weights alone load from the same file with prefix `weights.`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
-use serde::Serialize;
 
+use super::log::Log;
 use super::optim::{AdamW, AdamWConfig, Moments};
 use crate::weights::{self, Named, NamedClone, SaveType, Weights, device_of, shapes};
 use crate::{Error, Result};
@@ -18,34 +18,55 @@ const WEIGHTS: &str = "weights.";
 const FIRST: &str = "first.";
 const SECOND: &str = "second.";
 const UPDATES: &str = "updates.";
+const MASTERS: &str = "masters.";
 
-/// Writes model and optimizer. The same state gives the same bytes.
+/// A run at the end of a step.
+#[derive(Clone, Debug)]
+pub struct State<M> {
+    pub model: M,
+    pub optimizer: AdamW,
+    /// Steps done.
+    pub step: u32,
+    pub log: Log,
+    /// Other weights of the same model, by a word of one's choice.
+    pub copies: BTreeMap<&'static str, M>,
+}
+
+/// The file's bytes. The same state gives the same bytes.
 ///
 /// # Errors
-/// The file cannot be written.
-pub fn save(path: impl AsRef<Path>, model: &impl NamedClone, config: &impl Serialize, optimizer: &AdamW) -> Result<()> {
-    let json = |value: serde_json::Result<String>| value.map_err(|error| Error::Config(error.to_string()));
+/// Two tensors have one name, as a copy called `weights` would.
+pub fn to_bytes<M: NamedClone>(state: &State<M>) -> Result<Vec<u8>> {
+    let State { model, optimizer, step, log, copies } = state;
+    let config = serde_json::to_string(&optimizer.config).map_err(|error| Error::Config(error.to_string()))?;
     let metadata = BTreeMap::from([
-        ("config".to_owned(), json(serde_json::to_string(config))?),
-        ("optimizer".to_owned(), json(serde_json::to_string(&optimizer.config))?),
-        ("step".to_owned(), optimizer.steps.to_string()),
+        ("optimizer".to_owned(), config),
+        ("updates".to_owned(), optimizer.steps.to_string()),
+        ("step".to_owned(), step.to_string()),
     ]);
-    let mut tensors: Vec<_> =
-        weights::collect(model).into_iter().map(|(name, data)| (format!("{WEIGHTS}{name}"), data)).collect();
+    let below = |prefix: &str, model: &M| {
+        weights::collect(model).into_iter().map(|(name, data)| (format!("{prefix}{name}"), data)).collect::<Vec<_>>()
+    };
+    let mut tensors = below(WEIGHTS, model);
+    for (word, copy) in copies {
+        tensors.extend(below(&format!("{word}."), copy));
+    }
     for (name, moments) in &optimizer.moments {
         tensors.push((format!("{FIRST}{name}"), moments.first.to_data()));
         tensors.push((format!("{SECOND}{name}"), moments.second.to_data()));
         tensors.push((format!("{UPDATES}{name}"), TensorData::new(vec![moments.updates as i64], [1])));
     }
-    weights::save_safetensors(path, &tensors, &metadata, SaveType::F32)
+    tensors.extend(optimizer.masters.iter().map(|(name, master)| (format!("{MASTERS}{name}"), master.to_data())));
+    tensors.extend(log.tensors());
+    weights::to_safetensors(&tensors, &metadata, SaveType::F32)
 }
 
-/// Fills `model` and returns its optimizer; moments lie on the model's device.
+/// Reads back what [`to_bytes`] wrote. `model` is filled; each of `copies` too, where the file has it, and left out
+/// where not. Moments lie on the model's device.
 ///
 /// # Errors
 /// The file is no checkpoint, or is one of another model.
-pub fn load(path: impl AsRef<Path>, model: &mut impl Named) -> Result<AdamW> {
-    let file = Weights::open(path)?;
+pub fn restore<M: Named>(file: &Weights, mut model: M, copies: BTreeMap<&'static str, M>) -> Result<State<M>> {
     let damaged = |reason: String| Error::Format { path: file.path().to_owned(), reason };
     let entry = |key: &str| {
         let found = file.metadata().get(key);
@@ -53,28 +74,43 @@ pub fn load(path: impl AsRef<Path>, model: &mut impl Named) -> Result<AdamW> {
     };
     let config: AdamWConfig =
         serde_json::from_str(entry("optimizer")?).map_err(|error| damaged(format!("metadata `optimizer`: {error}")))?;
-    let steps = entry("step")?.parse().map_err(|error| damaged(format!("metadata `step`: {error}")))?;
-    weights::load(model, &file, WEIGHTS)?;
+    let steps = entry("updates")?.parse().map_err(|error| damaged(format!("metadata `updates`: {error}")))?;
+    let step = entry("step")?.parse().map_err(|error| damaged(format!("metadata `step`: {error}")))?;
+    weights::load(&mut model, file, WEIGHTS)?;
+    let mut restored = BTreeMap::new();
+    for (word, mut copy) in copies {
+        let prefix = format!("{word}.");
+        if file.names().any(|name| name.starts_with(&prefix)) {
+            weights::load(&mut copy, file, &prefix)?;
+            restored.insert(word, copy);
+        }
+    }
 
-    let mut moments = BTreeMap::new();
-    let device = device_of(model).map(|device| device.without_autodiff());
-    for (name, shape) in shapes(model) {
-        let (first, second, updates) =
-            (format!("{FIRST}{name}"), format!("{SECOND}{name}"), format!("{UPDATES}{name}"));
-        let Some(device) = device.as_ref().filter(|_| file.contains(&first)) else { continue };
+    let mut optimizer = AdamW { config, steps, moments: BTreeMap::new(), masters: BTreeMap::new() };
+    let device = device_of(&mut model).map(|device| device.without_autodiff());
+    for (name, shape) in shapes(&mut model) {
+        let Some(device) = &device else { continue };
         let length: usize = shape.iter().product();
-        let read = |name: &str| -> Result<Tensor<1>> {
-            let values = file.f32s(name)?;
+        let read = |prefix: &str| -> Result<Tensor<1>> {
+            let name = format!("{prefix}{name}");
+            let values = file.f32s(&name)?;
             if values.len() != length {
                 return Err(damaged(format!("`{name}` has {} values, its parameter {length}", values.len())));
             }
             Ok(Tensor::from_data(TensorData::new(values, [length]), device))
         };
-        let updates = file.i64s(&updates)?.first().copied().and_then(|count| u64::try_from(count).ok());
-        let updates = updates.ok_or_else(|| damaged(format!("`{UPDATES}{name}` is no count")))?;
-        moments.insert(name, Moments { first: read(&first)?, second: read(&second)?, updates });
+        if file.contains(&format!("{MASTERS}{name}")) {
+            optimizer.masters.insert(name.clone(), read(MASTERS)?);
+        }
+        if file.contains(&format!("{FIRST}{name}")) {
+            let updates = file.i64s(&format!("{UPDATES}{name}"))?;
+            let updates = updates.first().copied().and_then(|count| u64::try_from(count).ok());
+            let updates = updates.ok_or_else(|| damaged(format!("`{UPDATES}{name}` is no count")))?;
+            let moments = Moments { first: read(FIRST)?, second: read(SECOND)?, updates };
+            optimizer.moments.insert(name, moments);
+        }
     }
-    Ok(AdamW { config, steps, moments })
+    Ok(State { model, optimizer, step, log: Log::read(file)?, copies: restored })
 }
 
 #[cfg(test)]
@@ -117,41 +153,63 @@ mod tests {
         (decoder, AdamW::new(AdamWConfig::default()))
     }
 
+    fn bytes(decoder: &Ar, optimizer: &AdamW, step: u32) -> Vec<u8> {
+        let mut log = Log::default();
+        // Values that text would round.
+        (1..=step).for_each(|step| log.push("loss", step, 1.0 / f64::from(step) + f64::EPSILON));
+        log.push("other", 0, f64::NAN);
+        let copies = BTreeMap::from([("average", decoder.valid())]);
+        let state = State { model: decoder.clone(), optimizer: optimizer.clone(), step, log, copies };
+        to_bytes(&state).unwrap()
+    }
+
+    fn back(bytes: Vec<u8>) -> Result<State<Ar>> {
+        let other = |seed| Ar::init(&config(), seed, &Device::flex().autodiff()).unwrap();
+        let copies = BTreeMap::from([("average", other(3)), ("best", other(4))]);
+        restore(&Weights::from_bytes("memory", bytes).unwrap(), other(1), copies)
+    }
+
     #[test]
     fn a_resumed_run_ends_in_the_very_bytes_of_one_that_never_stopped() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let (mut decoder, mut optimizer) = start();
-        train(&mut decoder, &mut optimizer, 10);
-        save(path("through"), &decoder, &config(), &optimizer).unwrap();
-
-        let (mut decoder, mut optimizer) = start();
-        train(&mut decoder, &mut optimizer, 5);
-        save(path("half"), &decoder, &config(), &optimizer).unwrap();
-        let mut other = Ar::init(&config(), 1, &Device::flex().autodiff()).unwrap();
-        let mut optimizer = load(path("half"), &mut other).unwrap();
-        assert_eq!(optimizer.steps(), 5);
-        train(&mut other, &mut optimizer, 10);
-        save(path("resumed"), &other, &config(), &optimizer).unwrap();
-
-        let bytes = |name| std::fs::read(path(name)).unwrap();
-        assert!(bytes("through") == bytes("resumed"), "the resumed run differs");
-        assert!(bytes("through") != bytes("half"));
+        for bf16 in [false, true] {
+            let run = |until: u64| {
+                let (mut decoder, mut optimizer) = start();
+                if bf16 {
+                    optimizer.hold_bf16(&mut decoder);
+                }
+                train(&mut decoder, &mut optimizer, until);
+                (decoder, optimizer)
+            };
+            let (decoder, optimizer) = run(10);
+            let through = bytes(&decoder, &optimizer, 10);
+            let (decoder, optimizer) = run(5);
+            let half = bytes(&decoder, &optimizer, 5);
+            let state = back(half.clone()).unwrap();
+            assert_eq!((state.step, state.optimizer.steps()), (5, 5));
+            assert_eq!(state.copies.keys().copied().collect::<Vec<_>>(), ["average"]);
+            assert_eq!(to_bytes(&state).unwrap(), half, "what is read back is what was written");
+            let (mut decoder, mut optimizer) = (state.model, state.optimizer);
+            train(&mut decoder, &mut optimizer, 10);
+            assert!(bytes(&decoder, &optimizer, 10) == through, "the resumed run differs, bf16 {bf16}");
+            assert!(through != half);
+        }
     }
 
     #[test]
     fn a_file_that_is_no_checkpoint_says_so() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("weights.safetensors");
-        let (mut decoder, optimizer) = start();
-        weights::save_model(&path, &decoder, &config(), SaveType::F32).unwrap();
-        let error = load(&path, &mut decoder).unwrap_err().to_string();
+        let (decoder, optimizer) = start();
+        let plain = weights::to_safetensors(&weights::collect(&decoder), &BTreeMap::new(), SaveType::F32).unwrap();
+        let error = back(plain).unwrap_err().to_string();
         assert!(error.contains("no `optimizer`") && error.contains("no checkpoint"), "{error}");
 
-        save(&path, &decoder, &config(), &optimizer).unwrap();
         let wider = ArConfig { intermediate_size: 25, ..config() };
-        let error = load(&path, &mut Ar::init(&wider, 0, &Device::flex()).unwrap()).unwrap_err().to_string();
+        let wider = Ar::init(&wider, 0, &Device::flex()).unwrap();
+        let file = Weights::from_bytes("memory", bytes(&decoder, &optimizer, 1)).unwrap();
+        let error = restore(&file, wider, BTreeMap::new()).unwrap_err().to_string();
         assert!(error.contains("wanted [25, 16], found [24, 16]"), "{error}");
+        for cut in [0, 7, 100] {
+            assert!(Weights::from_bytes("memory", bytes(&decoder, &optimizer, 1)[..cut].to_vec()).is_err());
+        }
     }
 
     #[test]

@@ -18,14 +18,21 @@
 //! come from [`order`], whose [`order::mix`] also seeds what a step draws.
 
 pub mod checkpoint;
+pub mod ema;
 mod grads;
+mod groups;
+pub mod jitter;
+mod log;
 pub mod losses;
 pub mod metrics;
+pub mod mixture;
 mod optim;
 pub mod order;
 mod schedule;
 
 pub use grads::Grads;
 pub(crate) use grads::floats;
-pub use optim::{AdamW, AdamWConfig, Moments};
+pub use groups::{Group, group_of};
+pub use log::Log;
+pub use optim::{AdamW, AdamWConfig, Moments, Rule};
 pub use schedule::Schedule;

@@ -2,13 +2,15 @@
 //!
 //! Source: Loshchilov and Hutter 2019, arXiv 1711.05101; the order of operations is that of PyTorch's CPU path, so that
 //! runs of both can be compared step by step.
-//! Differs from Burn's: moments are keyed by published names and can be read and saved.
+//! Differs from Burn's: moments are keyed by published names and can be read and saved; parameters may have rules of their
+//! own; weights may be held as bf16 beside f32 masters, which are what is updated.
 
 use std::collections::BTreeMap;
 
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+use vw2_kernels::{AdamWStep, Stepped, adamw};
 
 use super::Grads;
 use crate::weights::{Named, Names, Visitor};
@@ -38,17 +40,32 @@ pub struct Moments {
     pub updates: u64,
 }
 
+/// How one parameter is updated in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rule {
+    pub rate: f64,
+    pub weight_decay: f64,
+}
+
 /// The optimizer of one model.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     pub config: AdamWConfig,
     pub(crate) steps: u64,
     pub(crate) moments: BTreeMap<String, Moments>,
+    /// The f32 values of parameters that the model holds rounded to bf16, flat.
+    pub(crate) masters: BTreeMap<String, Tensor<1>>,
 }
 
 impl AdamW {
     pub fn new(config: AdamWConfig) -> AdamW {
-        AdamW { config, steps: 0, moments: BTreeMap::new() }
+        AdamW { config, steps: 0, moments: BTreeMap::new(), masters: BTreeMap::new() }
+    }
+
+    /// From now on, `model` holds what it trains rounded to bf16, and the optimizer the f32 values that it updates: a step
+    /// that is too small for 8 significant bits is not lost (spec 7.4). The model's arithmetic stays f32.
+    pub fn hold_bf16(&mut self, model: &mut impl Named) {
+        model.walk(&mut Names::new(&mut Round { masters: &mut self.masters }));
     }
 
     /// Steps taken so far.
@@ -63,45 +80,79 @@ impl AdamW {
 
     /// One update with learning rate `rate`. Parameters without a gradient are left as they are, decay included.
     pub fn step(&mut self, model: &mut impl Named, grads: &Grads, rate: f64) {
-        model.walk(&mut Names::new(&mut Update { optimizer: self, grads, rate }));
+        let weight_decay = self.config.weight_decay;
+        self.step_each(model, grads, |_| Some(Rule { rate, weight_decay }));
+    }
+
+    /// As [`AdamW::step`], by the rule of each name; one without a rule is left as it is.
+    pub fn step_each(&mut self, model: &mut impl Named, grads: &Grads, rule: impl Fn(&str) -> Option<Rule>) {
+        model.walk(&mut Names::new(&mut Update { optimizer: self, grads, rule }));
         self.steps += 1;
     }
 }
 
-struct Update<'a> {
+struct Update<'a, R> {
     optimizer: &'a mut AdamW,
     grads: &'a Grads,
-    rate: f64,
+    rule: R,
 }
 
-impl Visitor for Update<'_> {
+impl<R: Fn(&str) -> Option<Rule>> Visitor for Update<'_, R> {
     fn param<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) {
-        let Some(grad) = self.grads.get(name) else { return };
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.optimizer.config;
-        let grad = grad.clone();
-        let entry = self.optimizer.moments.entry(name.to_owned());
-        let moments =
-            entry.or_insert_with(|| Moments { first: grad.zeros_like(), second: grad.zeros_like(), updates: 0 });
-        moments.updates += 1;
-        moments.first = moments.first.clone() + (grad.clone() - moments.first.clone()).mul_scalar(1.0 - beta1);
-        moments.second = moments.second.clone().mul_scalar(beta2) + grad.square().mul_scalar(1.0 - beta2);
+        let Some((grad, clip)) = self.grads.unscaled(name) else { return };
+        let Some(Rule { rate, weight_decay }) = (self.rule)(name) else { return };
+        let AdamWConfig { beta1, beta2, eps, .. } = self.optimizer.config;
+        let moments = self.optimizer.moments.remove(name);
+        let Moments { first, second, updates } =
+            moments.unwrap_or_else(|| Moments { first: grad.zeros_like(), second: grad.zeros_like(), updates: 0 });
+        let updates = updates + 1;
 
-        let updates = moments.updates as f64;
-        let step = self.rate / (1.0 - beta1.powf(updates));
-        let root = (1.0 - beta2.powf(updates)).sqrt();
-        let scale = moments.second.clone().sqrt().div_scalar(root).add_scalar(eps);
-        let change = (moments.first.clone() / scale).mul_scalar(step);
-
-        let old = param.val();
+        let old = param.val().inner();
         let shape = old.dims();
-        let (trains, strategy) = (old.is_require_grad(), old.gradient_checkpointing_strategy());
-        let new = old.inner().mul_scalar(1.0 - self.rate * weight_decay) - change.reshape(shape);
-        let mut new = Tensor::from_inner(new);
-        if let Some(strategy) = strategy {
-            new = new.with_gradient_checkpointing_strategy(strategy);
+        // What has one owner is updated where it lies.
+        replace(param, Tensor::empty([0; D], &old.device()));
+        let master = self.optimizer.masters.remove(name);
+        let held = master.is_some();
+        let before = Stepped { parameter: master.unwrap_or_else(|| old.reshape([-1])), first, second };
+        let step = AdamWStep { clip, rate, beta1, beta2, eps, weight_decay, updates };
+        let Stepped { parameter, first, second } = adamw(before, grad.clone(), &step);
+        if held {
+            replace(param, rounded(parameter.clone().reshape(shape)));
+            self.optimizer.masters.insert(name.to_owned(), parameter);
+        } else {
+            replace(param, parameter.reshape(shape));
         }
-        *param = Param::initialized(param.id, new.set_require_grad(trains));
+        self.optimizer.moments.insert(name.to_owned(), Moments { first, second, updates });
     }
+}
+
+struct Round<'a> {
+    masters: &'a mut BTreeMap<String, Tensor<1>>,
+}
+
+impl Visitor for Round<'_> {
+    fn param<const D: usize>(&mut self, name: &str, param: &mut Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            let value = param.val().inner();
+            self.masters.insert(name.to_owned(), value.clone().reshape([-1]));
+            replace(param, rounded(value));
+        }
+    }
+}
+
+/// The nearest values that bf16 has, as f32.
+fn rounded<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.cast(DType::BF16).cast(DType::F32)
+}
+
+/// Gives a parameter a value without a history. It stays trained or not, and on autodiff or not.
+pub(crate) fn replace<const D: usize>(param: &mut Param<Tensor<D>>, value: Tensor<D>) {
+    let old = param.val();
+    let value = match old.gradient_checkpointing_strategy() {
+        Some(strategy) => Tensor::from_inner(value).with_gradient_checkpointing_strategy(strategy),
+        None => value,
+    };
+    *param = Param::initialized(param.id, value.set_require_grad(old.is_require_grad()));
 }
 
 #[cfg(test)]
@@ -144,5 +195,45 @@ mod tests {
         assert_eq!((optimizer.moments().len(), moment.updates, optimizer.steps()), (1, 2, 2));
         let second = wanted[1] * 0.95 + 0.5 * (0.37 / 0.19) / (0.0991f32 / 0.0199).sqrt();
         assert!((values(&linear).0[1] - second).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_rule_holds_for_its_parameter_only() {
+        let device = Device::flex().autodiff();
+        let mut linear = Linear::new(&mut Init::new(&device, 1), 2, 1, true);
+        let start = values(&linear);
+        let loss = linear.weight.val().sum() + linear.bias.as_ref().unwrap().val().sum();
+        let grads = Grads::of(&loss, &mut linear);
+        let mut optimizer = AdamW::new(AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() });
+        let rule = |name: &str| (name == "bias").then_some(Rule { rate: 0.5, weight_decay: 1.0 });
+        optimizer.step_each(&mut linear, &grads, rule);
+        assert_eq!(values(&linear).0, start.0);
+        assert!((values(&linear).1[0] - (start.1[0] * 0.5 - 0.5)).abs() < 1e-6);
+        assert_eq!(optimizer.moments().len(), 1, "what is not updated has no moments");
+    }
+
+    #[test]
+    fn steps_too_small_for_bf16_add_up_in_the_masters() {
+        let device = Device::flex().autodiff();
+        let make = || Linear::new(&mut Init::new(&device, 1), 2, 1, false);
+        let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
+        let train = |linear: &mut Linear, optimizer: &mut AdamW| {
+            for _ in 0..64 {
+                let grads = Grads::of(&linear.weight.val().sum(), linear);
+                optimizer.step(linear, &grads, 1e-4); // less than half of bf16's distance between neighbours above 0.06
+            }
+        };
+        let (mut exact, mut held) = (make(), make());
+        let start = floats(exact.weight.val());
+        assert!(start.iter().all(|value| value.abs() > 0.07), "{start:?}");
+        train(&mut exact, &mut AdamW::new(config.clone()));
+        let mut optimizer = AdamW::new(config);
+        optimizer.hold_bf16(&mut held);
+        train(&mut held, &mut optimizer);
+        for (held, exact) in floats(held.weight.val()).into_iter().zip(floats(exact.weight.val())) {
+            assert_eq!(held, half::bf16::from_f32(held).to_f32());
+            assert!((held - exact).abs() <= exact.abs() / 256.0, "{held}, not {exact}");
+        }
+        assert!(held.weight.is_require_grad());
     }
 }

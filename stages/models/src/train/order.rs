@@ -1,4 +1,4 @@
-//! Which items a step sees: a seeded shuffle of all items per epoch, cut into minibatches.
+//! Which items a step sees: a seeded shuffle of all items per epoch, cut into minibatches; or draws from a [`Mixture`].
 //!
 //! Stateless: the items of step n follow from (seed, n), so a resumed run goes on with the very minibatches that it would
 //! have seen. An epoch's last minibatch goes on into the next epoch, so all have equal size.
@@ -7,13 +7,16 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-/// A shuffle of `0..items` for each epoch.
+use super::mixture::Mixture;
+
+/// A shuffle of `0..items` for each epoch, or a mixture.
 #[derive(Clone, Debug)]
 pub struct Order {
     items: usize,
     minibatch: usize,
     seed: u64,
     shuffled: Option<(u64, Vec<usize>)>,
+    mixture: Option<Mixture>,
 }
 
 impl Order {
@@ -21,12 +24,23 @@ impl Order {
     /// No items, or minibatches of none: the caller checks its table and parameters.
     pub fn new(items: usize, minibatch: usize, seed: u64) -> Order {
         assert!(items > 0 && minibatch > 0, "training takes at least 1 item and minibatches of at least 1");
-        Order { items, minibatch, seed, shuffled: None }
+        Order { items, minibatch, seed, shuffled: None, mixture: None }
+    }
+
+    /// Draws of the mixture's items, in place of shuffles.
+    ///
+    /// # Panics
+    /// Minibatches of none.
+    pub fn mixed(mixture: Mixture, minibatch: usize, seed: u64) -> Order {
+        Order { mixture: Some(mixture), ..Order::new(1, minibatch, seed) }
     }
 
     /// The items of step `step`, counted from 0.
     pub fn minibatch(&mut self, step: u64) -> Vec<usize> {
         let (items, size) = (self.items as u64, self.minibatch as u64);
+        if let Some(mixture) = &self.mixture {
+            return (step * size..(step + 1) * size).map(|n| mixture.item(self.seed, n)).collect();
+        }
         (step * size..(step + 1) * size).map(|i| self.epoch(i / items)[(i % items) as usize]).collect()
     }
 
@@ -51,6 +65,7 @@ pub fn mix(seed: u64, number: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mixture::Part;
     use super::*;
 
     #[test]
@@ -81,6 +96,15 @@ mod tests {
             assert_eq!(Order::new(7, 3, 1).minibatch(step), all[step as usize]);
         }
         assert_ne!(Order::new(7, 3, 2).minibatch(0), all[0]);
+    }
+
+    #[test]
+    fn a_mixture_is_drawn_from_step_after_step() {
+        let mixture = Mixture::new(vec![Part { weight: 1.0, videos: vec![vec![5, 6], vec![9]] }]);
+        let mut order = Order::mixed(mixture.clone(), 4, 2);
+        let seen: Vec<usize> = (0..3).flat_map(|step| order.minibatch(step)).collect();
+        assert_eq!(seen, (0..12).map(|n| mixture.item(2, n)).collect::<Vec<_>>());
+        assert_eq!(Order::mixed(mixture, 4, 2).minibatch(2), seen[8..]);
     }
 
     #[test]

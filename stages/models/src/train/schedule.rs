@@ -25,6 +25,23 @@ impl Schedule {
         Schedule::Linear { warmup, total, start: 0.0, max: 1.0, min: 0.0 }
     }
 
+    /// # Errors
+    /// Numbers that make no sense: the text says which.
+    pub fn check(&self) -> Result<(), String> {
+        let (Schedule::Linear { warmup, total, start, max, min } | Schedule::Cosine { warmup, total, start, max, min }) =
+            *self
+        else {
+            return Ok(());
+        };
+        if warmup > total {
+            return Err(format!("warmup {warmup} ends behind total {total}"));
+        }
+        match [start, max, min].iter().find(|factor| !(factor.is_finite() && **factor >= 0.0)) {
+            Some(factor) => Err(format!("a factor is {factor}; it wants 0 or more")),
+            None => Ok(()),
+        }
+    }
+
     pub fn factor(&self, step: u64) -> f64 {
         let (warmup, total, start, max, min) = match *self {
             Schedule::Constant => return 1.0,

@@ -3,11 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
-use vw2_kernels::{Front, Steps, conv3d};
+use vw2_kernels::{Front, Sight, Steps, attention, conv3d};
 
 use super::stream::{Stream, causal, zero_frames};
 use crate::nn::causal_conv3d::double_space;
-use crate::nn::{CausalConv3d, Init, Tap, attend};
+use crate::nn::{CausalConv3d, Init, Tap};
 use crate::weights::{Named, Names, Visitor};
 
 /// At each position: channels to length sqrt(C), times gamma.
@@ -116,10 +116,14 @@ impl Attention {
 
     pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         let [b, t, c, h, w] = x.dims();
-        let qkv =
-            self.to_qkv.forward(rms_norm(x.clone(), &self.gamma), Steps::same(1), None).reshape([b * t, 3 * c, h * w]);
-        let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(1, part * c, c).swap_dims(1, 2)); // [B*T, N, C]
-        let y = attend(q, k, v, None).swap_dims(1, 2).reshape([b, t, c, h, w]);
+        let qkv = self.to_qkv.forward(rms_norm(x.clone(), &self.gamma), Steps::same(1), None).reshape([
+            b * t,
+            1,
+            3 * c,
+            h * w,
+        ]);
+        let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(2, part * c, c).swap_dims(2, 3)); // [B*T, 1, N, C]
+        let y = attention(q, k, v, &Sight::all()).swap_dims(2, 3).reshape([b, t, c, h, w]);
         self.proj.forward(y, Steps::same(1), Some(x))
     }
 }

@@ -37,12 +37,15 @@ fn parse<C: DeserializeOwned>(name: &str, table: toml::Value) -> Result<C> {
     table.try_into().map_err(|error| Error::Config(format!("preset `{name}`: {error}")))
 }
 
-/// The configuration that a file of ours carries in its metadata under `config`.
+/// The configuration that a file of ours carries in its metadata under `config`; or, where it holds several models, under
+/// `config.` and the model's name.
 ///
 /// # Errors
 /// It is there, but cannot be parsed.
-pub fn config_of<C: DeserializeOwned>(weights: &Weights) -> Result<Option<C>> {
-    let Some(json) = weights.metadata().get("config") else { return Ok(None) };
+pub fn config_of<C: DeserializeOwned>(weights: &Weights, model: &str) -> Result<Option<C>> {
+    let metadata = weights.metadata();
+    let own = metadata.get(&format!("config.{model}"));
+    let Some(json) = own.or_else(|| metadata.get("config")) else { return Ok(None) };
     serde_json::from_str(json).map(Some).map_err(|error| Error::Format {
         path: weights.path().to_owned(),
         reason: format!("its metadata `config` is of another kind of model or version: {error}"),

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::store::pytorch_reader::{self, PytorchReader};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -52,14 +53,31 @@ struct Entry {
 enum Source {
     /// Bytes at this place of a safetensors file.
     Bytes {
-        path: PathBuf,
+        file: Safetensors,
         offset: u64,
         size_bytes: usize,
     },
     Torch(pytorch_reader::Tensor),
 }
 
+#[derive(Clone)]
+enum Safetensors {
+    Path(PathBuf),
+    Memory(Arc<[u8]>),
+}
+
 impl Weights {
+    /// A safetensors file that is in memory; `name` stands in messages.
+    ///
+    /// # Errors
+    /// The bytes are no safetensors file, or are damaged or truncated.
+    pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Weights> {
+        let (name, bytes) = (name.into(), Arc::<[u8]>::from(bytes));
+        let length = bytes.first_chunk().copied().map_or(u64::MAX, u64::from_le_bytes);
+        let size = bytes.len() as u64;
+        read_safetensors(&name, Safetensors::Memory(bytes.clone()), Cursor::new(bytes), length, size)
+    }
+
     /// Opens a safetensors, `.pt` or `.pth` file.
     ///
     /// # Errors
@@ -71,7 +89,11 @@ impl Weights {
         file.by_ref().take(9).read_to_end(&mut start).map_err(|source| read_error(path, source))?;
         match <[u8; 9]>::try_from(start) {
             // A safetensors file starts with the length of its header, which is a JSON object.
-            Ok([length @ .., b'{']) => open_safetensors(path, file, u64::from_le_bytes(length)),
+            Ok([length @ .., b'{']) => {
+                let size = file.metadata().map_err(|source| read_error(path, source))?.len();
+                let source = Safetensors::Path(path.to_owned());
+                read_safetensors(path, source, file, u64::from_le_bytes(length), size)
+            }
             _ => open_torch(path),
         }
     }
@@ -227,7 +249,10 @@ impl Weights {
     pub(super) fn bytes(&self, name: &str) -> Result<(Vec<u8>, Dtype)> {
         let entry = self.entries.get(name).ok_or_else(|| self.damaged(format!("there is no tensor `{name}`")))?;
         let bytes = match &entry.source {
-            Source::Bytes { path, offset, size_bytes } => {
+            Source::Bytes { file: Safetensors::Memory(all), offset, size_bytes } => {
+                all[*offset as usize..][..*size_bytes].to_vec()
+            }
+            Source::Bytes { file: Safetensors::Path(path), offset, size_bytes } => {
                 let mut bytes = vec![0; *size_bytes];
                 let read = |bytes: &mut [u8]| {
                     let mut file = File::open(path)?;
@@ -299,6 +324,25 @@ impl Dtype {
         }
     }
 
+    pub(super) fn to_pickle(self) -> vw2_pickle::Dtype {
+        use vw2_pickle::Dtype as P;
+        match self {
+            Dtype::F64 => P::F64,
+            Dtype::F32 => P::F32,
+            Dtype::F16 => P::F16,
+            Dtype::BF16 => P::BF16,
+            Dtype::I64 => P::I64,
+            Dtype::I32 => P::I32,
+            Dtype::I16 => P::I16,
+            Dtype::I8 => P::I8,
+            Dtype::U64 => P::U64,
+            Dtype::U32 => P::U32,
+            Dtype::U16 => P::U16,
+            Dtype::U8 => P::U8,
+            Dtype::Bool => P::Bool,
+        }
+    }
+
     fn from_safetensors(dtype: safetensors::Dtype) -> Option<Dtype> {
         use safetensors::Dtype as S;
         Some(match dtype {
@@ -342,15 +386,23 @@ impl Dtype {
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Source::Bytes { path, offset, size_bytes } => write!(f, "{}@{offset}+{size_bytes}", path.display()),
+            Source::Bytes { file: Safetensors::Path(path), offset, size_bytes } => {
+                write!(f, "{}@{offset}+{size_bytes}", path.display())
+            }
+            Source::Bytes { offset, size_bytes, .. } => write!(f, "memory@{offset}+{size_bytes}"),
             Source::Torch(tensor) => write!(f, "torch `{}`", tensor.name),
         }
     }
 }
 
-fn open_safetensors(path: &Path, mut file: File, header_bytes: u64) -> Result<Weights> {
+fn read_safetensors(
+    path: &Path,
+    source: Safetensors,
+    mut file: impl Read + Seek,
+    header_bytes: u64,
+    file_bytes: u64,
+) -> Result<Weights> {
     let damaged = |reason: String| Error::Format { path: path.to_owned(), reason };
-    let file_bytes = file.metadata().map_err(|source| read_error(path, source))?.len();
     let data_start = header_bytes.checked_add(8).filter(|start| *start <= file_bytes).ok_or_else(|| {
         damaged(format!("the header claims {header_bytes} bytes, but the file has {file_bytes}; copy it again"))
     })?;
@@ -379,7 +431,7 @@ fn open_safetensors(path: &Path, mut file: File, header_bytes: u64) -> Result<We
             return Err(damaged(format!("`{name}` ends beyond the file's {file_bytes} bytes; copy the file again")));
         }
         let offset = data_start + start as u64;
-        let source = Source::Bytes { path: path.to_owned(), offset, size_bytes: end - start };
+        let source = Source::Bytes { file: source.clone(), offset, size_bytes: end - start };
         entries.insert(name, Entry { shape: info.shape, dtype, source });
     }
     Ok(Weights { path: path.to_owned(), entries, metadata })

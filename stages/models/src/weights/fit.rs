@@ -133,7 +133,8 @@ where
     C: Serialize + DeserializeOwned,
 {
     // Metadata of another kind of model says nothing about this one.
-    let candidates: Vec<(Origin, C)> = match config_of(weights) {
+    let key = model.split('\'').next().unwrap_or(model).to_lowercase(); // a branch is in its DiT's configuration
+    let candidates: Vec<(Origin, C)> = match config_of(weights, &key) {
         Ok(Some(config)) => vec![(Origin::Metadata, config)],
         _ => presets.into_iter().map(|(name, config)| (Origin::Preset(name), config)).collect(),
     };

@@ -1,4 +1,4 @@
-//! Weights by their published names: read from safetensors and `.pt`/`.pth`, written as safetensors.
+//! Weights by their published names: read from safetensors and `.pt`/`.pth`, written as either.
 //!
 //! A model lists each of its parameters once, in [`Named::walk`], under the name that upstream published. From this one
 //! listing come strict loading ([`load`]), saving ([`save_model`], [`collect`]), access by name, and the answer to which
@@ -13,15 +13,17 @@ mod fit;
 mod layout;
 mod load;
 mod named;
+mod renaming;
 mod save;
 mod vet;
 
 pub use config::{config_of, preset, presets};
-pub use convert::{Conversion, Lost};
+pub use convert::{Conversion, Format, Lost};
 pub use file::{Dtype, Weights};
 pub use fit::{Fit, Origin, Verdict, fits};
 pub use load::{Mismatch, Precision, compare, compare_among, load, load_among, load_as};
 pub use named::{Named, Names, Note, Visitor, device_of, shapes};
+pub use renaming::Renaming;
 pub use save::{NamedClone, SaveType, collect, save_model, save_safetensors, to_safetensors};
 
 #[cfg(test)]

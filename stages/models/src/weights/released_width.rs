@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Conversion, Origin, Precision, SaveType, Weights, config_of, fits, shapes};
+use super::{Conversion, Format, Origin, Precision, Renaming, SaveType, Weights, config_of, fits, shapes};
 use crate::dit::{DitConfig, Inputs, VideoDit};
 use crate::dldm::{Dldm, DldmConfig};
 use crate::vae::{Vae, VaeConfig};
@@ -129,6 +129,11 @@ fn combined() -> Vec<Key> {
     all
 }
 
+/// A copy of what stands below `prefix`.
+fn copy<'a>(weights: &'a Weights, prefix: &str, float_type: Option<SaveType>) -> Conversion<'a> {
+    Conversion::new(weights, &Renaming::below(prefix), float_type, Format::Safetensors).unwrap()
+}
+
 #[test]
 fn a_combined_checkpoint_is_told_apart() {
     let (_folder, weights) = zeros(&combined(), "BF16");
@@ -136,7 +141,7 @@ fn a_combined_checkpoint_is_told_apart() {
     assert_eq!(found(&weights), wanted.map(|(model, prefix)| (model, prefix.to_owned())));
     // A part of it takes its configuration along; the whole has two.
     for (prefix, has_config) in [("", false), ("net.", true), ("net_ctrl.", true), ("ldm_net.", true)] {
-        let copy = Conversion::new(&weights, prefix, Some(SaveType::F16)).unwrap();
+        let copy = copy(&weights, prefix, Some(SaveType::F16));
         assert_eq!(copy.metadata().contains_key("config"), has_config, "{prefix}");
     }
 }
@@ -214,9 +219,9 @@ fn the_key_lists_are_those_of_the_original() {
 fn a_copy_of_a_released_model_loads_without_guessing() {
     let (folder, weights) = zeros(&keys("vae_tokenizer.tsv"), "BF16");
     let path = folder.path().join("copy.safetensors");
-    let copy = Conversion::new(&weights, "", None).unwrap();
+    let copy = copy(&weights, "", None);
     copy.write(&mut File::create(&path).unwrap(), &path, |_| {}).unwrap();
     let copy = Weights::open(&path).unwrap();
-    assert_eq!(config_of::<VaeConfig>(&copy).unwrap(), Some(VaeConfig::preset("released").unwrap()));
+    assert_eq!(config_of::<VaeConfig>(&copy, "vae").unwrap(), Some(VaeConfig::preset("released").unwrap()));
     assert!(fits(&copy).unwrap()[0].fits());
 }

@@ -54,7 +54,7 @@ fn a_saved_model_loads_unchanged_as_f32_and_rounded_as_f16() {
     for (save_type, tolerance) in [(SaveType::F32, 0.0), (SaveType::F16, 5e-4)] {
         save_model(&path, &saved, &BTreeMap::from([("width", 3)]), save_type).unwrap();
         let weights = Weights::open(&path).unwrap();
-        assert_eq!(config_of(&weights).unwrap(), Some(BTreeMap::from([("width".to_owned(), 3)])));
+        assert_eq!(config_of(&weights, "model").unwrap(), Some(BTreeMap::from([("width".to_owned(), 3)])));
         assert_eq!(weights.i64s("norm._arange").unwrap(), [0, 1]);
         let mut loaded = Model::new(2);
         assert_ne!(values(&loaded), values(&saved));

@@ -12,16 +12,13 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
-use vw2_pickle::{Limits, Storage, Value};
+use vw2_pickle::{LEGACY_START, Limits, Storage, Value};
 use zip::ZipArchive;
 
 use crate::error::{Error, Result};
 
 /// Bytes of a checkpoint's pickles. The released ones have a few hundred kilobytes.
 const MOST_PICKLE: u64 = 32 << 20;
-
-/// What files of torch 0.1.10 to 1.5 start with: the pickled magic number, then the pickled version 1001.
-const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.";
 
 /// Passes a file that can be opened without danger.
 ///
@@ -33,11 +30,11 @@ pub(super) fn checkpoint(path: &Path) -> Result<()> {
     let mut file = File::open(path).map_err(unread)?;
     let file_bytes = file.metadata().map_err(unread)?.len();
     let mut start = Vec::new();
-    file.by_ref().take(LEGACY.len() as u64).read_to_end(&mut start).map_err(unread)?;
+    file.by_ref().take(LEGACY_START.len() as u64).read_to_end(&mut start).map_err(unread)?;
     file.rewind().map_err(unread)?;
     let passed = match &start[..] {
         [b'P', b'K', ..] => zipped(file, file_bytes),
-        LEGACY => legacy(file, file_bytes),
+        LEGACY_START => legacy(file, file_bytes),
         _ => Err("there is neither a ZIP archive nor torch's number; save it again with torch.save".into()),
     };
     passed.map_err(|reason| Error::Format {
@@ -81,7 +78,7 @@ fn zipped(file: File, file_bytes: u64) -> Result<(), String> {
 fn legacy(file: File, file_bytes: u64) -> Result<(), String> {
     let mut start = Vec::new();
     file.take(MOST_PICKLE).read_to_end(&mut start).map_err(|error| error.to_string())?;
-    let mut at = LEGACY.len();
+    let mut at = LEGACY_START.len();
     let mut values = Vec::new();
     for what in ["machine", "values", "keys"] {
         let (value, used) = vw2_pickle::parse_first(&start[at..], &limits())
@@ -98,9 +95,10 @@ fn legacy(file: File, file_bytes: u64) -> Result<(), String> {
     })
 }
 
-/// A tensor is some 25 values, so this is for 10,000 tensors. `burn-store` takes about 250 bytes for each value.
+/// A tensor is some 25 values, so this is for 10,000 tensors. `burn-store` takes about 250 bytes for each value. No file
+/// within the pickle is let pass: `burn-store` does not look there, but beside it.
 fn limits() -> Limits {
-    Limits { items: 250_000, memo: 250_000, ..Limits::default() }
+    Limits { items: 250_000, memo: 250_000, nested: 0, ..Limits::default() }
 }
 
 fn size_bytes(storage: &Storage) -> Option<u64> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Int, Tensor};
-use vw2_models::ar::{Ar, ArConfig, Sampling, Stop, causal_bias, next_id_loss, positions};
+use vw2_models::ar::{Ar, ArConfig, Sampling, Stop, causal_sight, next_id_loss, positions};
 use vw2_models::train::{AdamW, AdamWConfig, Grads};
 use vw2_models::weights::{Weights, collect};
 
@@ -59,7 +59,7 @@ fn outputs(golden: &Weights, decoder: &Ar, report: &mut Report) {
     let rotary = positions(&decoder.config, 0, length, &device);
     report.tensor(golden, "mid.rope_cos", rotary.cos.clone(), LOGITS);
     report.tensor(golden, "mid.rope_sin", rotary.sin.clone(), LOGITS);
-    let bias = causal_bias(length, Some(mask.clone()), &device);
+    let sight = causal_sight(Some(mask.clone()));
     let mut seen = BTreeSet::from(["mid.rope_cos".to_owned(), "mid.rope_sin".to_owned()]);
     // What stands at padded positions means nothing.
     let mut real = |name: String, ours: Tensor<3>| {
@@ -79,11 +79,11 @@ fn outputs(golden: &Weights, decoder: &Ar, report: &mut Report) {
     let mut x = decoder.embed(input.clone());
     real("mid.embed.call0".to_owned(), x.clone());
     for (index, layer) in decoder.model.layers.iter().enumerate() {
-        let attended = layer.self_attn.forward(layer.input_layernorm.forward(x.clone()), &rotary, Some(&bias));
+        let attended = layer.self_attn.forward(layer.input_layernorm.forward(x.clone()), &rotary, &sight);
         real(format!("mid.layers.{index}.self_attn.call0"), attended.clone());
         let fed = layer.mlp.forward(layer.post_attention_layernorm.forward(x.clone() + attended));
         real(format!("mid.layers.{index}.mlp.call0"), fed);
-        x = layer.forward(x, &rotary, Some(&bias));
+        x = layer.forward(x, &rotary, &sight);
         real(format!("mid.layers.{index}.call0"), x.clone());
     }
     real("mid.norm.call0".to_owned(), decoder.model.norm.forward(x));

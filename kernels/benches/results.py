@@ -1,0 +1,59 @@
+"""RESULTS.md from what gpu.sh gathered: python results.py FOLDER > RESULTS.md"""
+
+import collections
+import datetime
+import json
+import pathlib
+import re
+import sys
+
+
+def text(name):
+    return (folder / name).read_text() if (folder / name).exists() else ""
+
+
+folder = pathlib.Path(sys.argv[1])
+today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+print("# Figures of one machine\n")
+print(f"Written by `kernels/benches/gpu.sh` on {today}: {text('card').strip()}.\n")
+print("Random weights, f32 unless said; the best of all turns, ours and PyTorch's in turn on the same device, after a turn")
+print("that is not counted. A ratio is our time over PyTorch's: below 1, ours is faster.\n")
+for line in text("skipped").splitlines():
+    print(f"* skipped: {line}")
+
+best = collections.defaultdict(lambda: collections.defaultdict(lambda: float("inf")))
+for line in filter(lambda line: line.startswith("{"), text("runs").splitlines()):
+    run = json.loads(line)
+    side = f"PyTorch {run['dtype']}" if "dtype" in run else "ours"
+    key = (run["run"], run["shape"] + (", small" if run["small"] else ""))
+    best[key][side] = min(best[key][side], *run["seconds"])
+if best:
+    sides = sorted({side for times in best.values() for side in times} - {"ours"})
+    print("\n## Models\n")
+    print("| run | shape | ours, s |" + "".join(f" {side}, s | ratio |" for side in sides))
+    print("| --- | --- | ---: |" + " ---: | ---: |" * len(sides))
+    for (run, shape), times in best.items():
+        ours = times.get("ours")
+        cells = [f"{ours:.4f}" if ours else "-"]
+        for side in sides:
+            theirs = times.get(side)
+            cells += [f"{theirs:.4f}" if theirs else "-", f"{ours / theirs:.2f}" if ours and theirs else "-"]
+        print(f"| {run} | {shape} | " + " | ".join(cells) + " |")
+
+rows, name = [], None
+for line in text("benches").splitlines():
+    if found := re.match(r"(\S+ on \S+)/(\[.*?\])", line):
+        name = found.groups()
+    elif (found := re.match(r"\s+([\d.]+) ms, (.+)", line)) and name:
+        rows.append((*name, found[1], found[2]))
+        name = None
+if rows:
+    print("\n## Kernels\n")
+    print("Parts are of the device's own best rates, measured in the same run.\n")
+    print("| kernel | case | ms | rates |\n| --- | --- | ---: | --- |")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+results = [line for line in text("agreement").splitlines() if line.startswith("test result")]
+if results:
+    print(f"\n## Agreement\n\n`cargo test -p vw2-kernels --lib check::`: {results[-1].removeprefix('test result: ')}")

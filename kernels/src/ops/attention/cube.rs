@@ -1,0 +1,534 @@
+//! The op on CubeCL devices: a cube of 16 x 16 units owns 16 rows, and meets the other side in tiles of 32 rows.
+//!
+//! Unit (row, lane) computes the products of its row with rows `lane` and `lane + 16` of the tile, and gathers columns
+//! `lane`, `lane + 16`, .. of its row's result in registers. Products pass the width in chunks through shared memory, so
+//! that every width fits. Three kernels have this shape: forward (rows are queries), the gradient of queries (the same),
+//! and those of keys and values (rows are keys, so that no two cubes add to one value).
+
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+use super::{AttentionOps, Form};
+
+/// Rows of a cube, and units to a row.
+const SIDE: usize = 16;
+/// Rows of the other side that pass at a time: two to a unit.
+const TILE: usize = 32;
+/// Columns that pass at a time.
+const CHUNK: usize = 32;
+/// Lower than every score in sight; its power of two is 0.
+const NEVER: f32 = -1e30;
+
+/// What the kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Sizes {
+    width: usize,
+    heads: usize,
+    shared: usize,
+    marked: bool,
+}
+
+impl Sizes {
+    fn chunks(&self) -> usize {
+        self.width.div_ceil(CHUNK)
+    }
+}
+
+/// The unit's place in its cube.
+#[cube]
+fn place() -> (usize, usize) {
+    (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE)
+}
+
+/// `rows` rows of a chunk of columns from `start` (in values) on, 0 beyond `count` rows and the width.
+#[cube]
+fn load(
+    from: &[f32],
+    start: usize,
+    count: usize,
+    chunk: usize,
+    tile: &mut Shared<[f32]>,
+    #[comptime] rows: usize,
+    #[comptime] width: usize,
+) {
+    let steps = comptime!(rows * CHUNK / (SIDE * SIDE));
+    for step in 0..steps {
+        let at = step * comptime!(SIDE * SIDE) + UNIT_POS as usize;
+        let (row, column) = (at / CHUNK, chunk * CHUNK + at % CHUNK);
+        let mut value = 0.0f32;
+        if row < count && column < width {
+            value = from[start + row * width + column];
+        }
+        tile[at] = value;
+    }
+}
+
+/// Products of the unit's row of `a` with its two rows of `b`.
+#[cube]
+fn products(
+    a: &[f32],
+    a_start: usize,
+    a_count: usize,
+    b: &[f32],
+    b_start: usize,
+    b_count: usize,
+    rows: &mut Shared<[f32]>,
+    tile: &mut Shared<[f32]>,
+    #[comptime] sizes: Sizes,
+) -> (f32, f32) {
+    let (row, lane) = place();
+    let mut near = 0.0f32;
+    let mut far = 0.0f32;
+    for chunk in 0..comptime!(sizes.chunks()) {
+        sync_cube();
+        load(a, a_start, a_count, chunk, rows, SIDE, sizes.width);
+        load(b, b_start, b_count, chunk, tile, TILE, sizes.width);
+        sync_cube();
+        for column in 0..CHUNK {
+            let value = rows[row * CHUNK + column];
+            near += value * tile[lane * CHUNK + column];
+            far += value * tile[(lane + SIDE) * CHUNK + column];
+        }
+    }
+    (near, far)
+}
+
+/// Adds the rows of `b`, each times the weight that the unit's row gives it, to what the unit has gathered.
+#[cube]
+fn gather(
+    weights: &Shared<[f32]>,
+    b: &[f32],
+    b_start: usize,
+    b_count: usize,
+    tile: &mut Shared<[f32]>,
+    gathered: &mut Array<f32>,
+    #[comptime] sizes: Sizes,
+) {
+    let (row, lane) = place();
+    #[unroll]
+    for chunk in 0..comptime!(sizes.chunks()) {
+        sync_cube();
+        load(b, b_start, b_count, chunk, tile, TILE, sizes.width);
+        sync_cube();
+        let mut near = 0.0f32;
+        let mut far = 0.0f32;
+        for other in 0..TILE {
+            let weight = weights[row * TILE + other];
+            near += weight * tile[other * CHUNK + lane];
+            far += weight * tile[other * CHUNK + lane + SIDE];
+        }
+        gathered[chunk * 2] += near;
+        gathered[chunk * 2 + 1] += far;
+    }
+}
+
+/// Writes what the unit has gathered, times a factor, to its row at `start`.
+#[cube]
+fn store(gathered: &Array<f32>, factor: f32, out: &mut [f32], start: usize, #[comptime] sizes: Sizes) {
+    let (_, lane) = place();
+    #[unroll]
+    for chunk in 0..comptime!(sizes.chunks()) {
+        let column = chunk * CHUNK + lane;
+        if column < sizes.width {
+            out[start + column] = gathered[chunk * 2] * factor;
+        }
+        if column + SIDE < sizes.width {
+            out[start + column + SIDE] = gathered[chunk * 2 + 1] * factor;
+        }
+    }
+}
+
+/// Which keys a query sees, as [`super::Reach`] has it.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Bounds {
+    rows: u32,
+    step: u32,
+    first: i32,
+    rest: u32,
+    keys: u32,
+    queries: u32,
+    zeros: f32,
+    scale: f32,
+}
+
+/// Keys below this one are seen.
+#[cube]
+fn limit(query: usize, bounds: &Bounds) -> usize {
+    let frames = (query as u32 / bounds.rows + 1u32) * bounds.step;
+    let limit = i32::max(bounds.first + i32::cast_from(frames), 0i32);
+    usize::cast_from(u32::min(u32::cast_from(limit), bounds.keys))
+}
+
+#[cube]
+fn sees(query: usize, key: usize, real: &[f32], marks: usize, bounds: &Bounds, #[comptime] sizes: Sizes) -> bool {
+    let inside = query < bounds.queries as usize && key < bounds.keys as usize;
+    let mut seen = inside && (key < limit(query, bounds) || key >= bounds.rest as usize);
+    if comptime!(sizes.marked) {
+        if seen {
+            seen = real[marks + key] != 0.0f32;
+        }
+    }
+    seen
+}
+
+/// Cubes are counted per head, then per block of rows.
+#[cube(launch)]
+fn forward(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    real: &[f32],
+    out: &mut [f32],
+    sums: &mut [f32],
+    bounds: Bounds,
+    cubes: u32,
+    #[comptime] sizes: Sizes,
+) {
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let blocks = n.div_ceil(SIDE);
+    if CUBE_POS as u32 >= cubes {
+        terminate!();
+    }
+    let (all_heads, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
+    let batch = all_heads / sizes.heads;
+    let head = batch * sizes.shared + all_heads % sizes.heads / comptime!(sizes.heads / sizes.shared);
+    let (row, lane) = place();
+    let start = block * SIDE;
+    let count = usize::min(n - start, SIDE);
+    let query = start + row;
+    let q_start = (all_heads * n + start) * sizes.width;
+
+    let mut rows = Shared::<[f32]>::new_slice(comptime!(SIDE * CHUNK));
+    let mut tile = Shared::<[f32]>::new_slice(comptime!(TILE * CHUNK));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(SIDE * TILE));
+    let mut gathered = Array::<f32>::new(comptime!(2 * sizes.chunks()));
+    let mut largest = select(bounds.zeros > 0.0f32, 0.0f32, NEVER);
+    let mut sum = bounds.zeros;
+    let last = limit(start + count - 1, &bounds);
+
+    for tile_index in 0..m.div_ceil(TILE) {
+        let first = tile_index * TILE;
+        if first < last || first + TILE > bounds.rest as usize {
+            let keys = usize::min(m - first, TILE);
+            let key_start = (head * m + first) * sizes.width;
+            let (near, far) = products(q, q_start, count, k, key_start, keys, &mut rows, &mut tile, sizes);
+            let near_seen = sees(query, first + lane, real, batch * m, &bounds, sizes);
+            let far_seen = sees(query, first + lane + SIDE, real, batch * m, &bounds, sizes);
+            weights[row * TILE + lane] = select(near_seen, near * bounds.scale, NEVER);
+            weights[row * TILE + lane + SIDE] = select(far_seen, far * bounds.scale, NEVER);
+            sync_cube();
+            let mut top = largest;
+            for other in 0..TILE {
+                top = f32::max(top, weights[row * TILE + other]);
+            }
+            sync_cube();
+            weights[row * TILE + lane] = select(near_seen, f32::exp2(near * bounds.scale - top), 0.0f32);
+            weights[row * TILE + lane + SIDE] = select(far_seen, f32::exp2(far * bounds.scale - top), 0.0f32);
+            sync_cube();
+            let shrink = f32::exp2(f32::max(largest - top, -200.0f32));
+            sum *= shrink;
+            for other in 0..TILE {
+                sum += weights[row * TILE + other];
+            }
+            largest = top;
+            #[unroll]
+            for part in 0..comptime!(2 * sizes.chunks()) {
+                gathered[part] *= shrink;
+            }
+            gather(&weights, v, key_start, keys, &mut tile, &mut gathered, sizes);
+        }
+    }
+    if row < count {
+        let factor = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
+        store(&gathered, factor, out, q_start + row * sizes.width, sizes);
+        if lane == 0 {
+            // A row that sees nothing has an infinite sum: the largest number stands for it.
+            sums[all_heads * n + query] = select(sum > 0.0f32, largest + f32::log2(sum), 1e30f32);
+        }
+    }
+}
+
+#[cube(launch)]
+fn backward_queries(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    real: &[f32],
+    sums: &[f32],
+    inner: &[f32],
+    grad: &[f32],
+    dq: &mut [f32],
+    bounds: Bounds,
+    cubes: u32,
+    #[comptime] sizes: Sizes,
+) {
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let blocks = n.div_ceil(SIDE);
+    if CUBE_POS as u32 >= cubes {
+        terminate!();
+    }
+    let (all_heads, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
+    let batch = all_heads / sizes.heads;
+    let head = batch * sizes.shared + all_heads % sizes.heads / comptime!(sizes.heads / sizes.shared);
+    let (row, lane) = place();
+    let start = block * SIDE;
+    let count = usize::min(n - start, SIDE);
+    let query = start + row;
+    let q_start = (all_heads * n + start) * sizes.width;
+
+    let mut rows = Shared::<[f32]>::new_slice(comptime!(SIDE * CHUNK));
+    let mut tile = Shared::<[f32]>::new_slice(comptime!(TILE * CHUNK));
+    let mut slopes = Shared::<[f32]>::new_slice(comptime!(SIDE * TILE));
+    let mut gathered = Array::<f32>::new(comptime!(2 * sizes.chunks()));
+    let mut row_sum = 0.0f32;
+    let mut row_inner = 0.0f32;
+    if row < count {
+        row_sum = sums[all_heads * n + query];
+        row_inner = inner[all_heads * n + query];
+    }
+    let last = limit(start + count - 1, &bounds);
+
+    for tile_index in 0..m.div_ceil(TILE) {
+        let first = tile_index * TILE;
+        if first < last || first + TILE > bounds.rest as usize {
+            let keys = usize::min(m - first, TILE);
+            let key_start = (head * m + first) * sizes.width;
+            let (near, far) = products(q, q_start, count, k, key_start, keys, &mut rows, &mut tile, sizes);
+            let (near_slope, far_slope) =
+                products(grad, q_start, count, v, key_start, keys, &mut rows, &mut tile, sizes);
+            let near_seen = sees(query, first + lane, real, batch * m, &bounds, sizes);
+            let far_seen = sees(query, first + lane + SIDE, real, batch * m, &bounds, sizes);
+            let near = select(near_seen, f32::exp2(near * bounds.scale - row_sum), 0.0f32);
+            let far = select(far_seen, f32::exp2(far * bounds.scale - row_sum), 0.0f32);
+            slopes[row * TILE + lane] = near * (near_slope - row_inner);
+            slopes[row * TILE + lane + SIDE] = far * (far_slope - row_inner);
+            gather(&slopes, k, key_start, keys, &mut tile, &mut gathered, sizes);
+        }
+    }
+    if row < count {
+        let ln_2 = comptime!(std::f32::consts::LN_2);
+        store(&gathered, bounds.scale * ln_2, dq, q_start + row * sizes.width, sizes);
+    }
+}
+
+/// Rows are keys; all queries of the heads that share them pass in tiles.
+#[cube(launch)]
+fn backward_keys(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    real: &[f32],
+    sums: &[f32],
+    inner: &[f32],
+    grad: &[f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    bounds: Bounds,
+    cubes: u32,
+    #[comptime] sizes: Sizes,
+) {
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let blocks = m.div_ceil(SIDE);
+    if CUBE_POS as u32 >= cubes {
+        terminate!();
+    }
+    let (head, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
+    let (batch, group) = (head / sizes.shared, comptime!(sizes.heads / sizes.shared));
+    let (row, lane) = place();
+    let start = block * SIDE;
+    let count = usize::min(m - start, SIDE);
+    let key = start + row;
+    let key_start = (head * m + start) * sizes.width;
+
+    let mut rows = Shared::<[f32]>::new_slice(comptime!(SIDE * CHUNK));
+    let mut tile = Shared::<[f32]>::new_slice(comptime!(TILE * CHUNK));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(SIDE * TILE));
+    let mut slopes = Shared::<[f32]>::new_slice(comptime!(SIDE * TILE));
+    let mut of_keys = Array::<f32>::new(comptime!(2 * sizes.chunks()));
+    let mut of_values = Array::<f32>::new(comptime!(2 * sizes.chunks()));
+
+    for member in 0..group {
+        let all_heads = batch * sizes.heads + head % sizes.shared * group + member;
+        for tile_index in 0..n.div_ceil(TILE) {
+            let first = tile_index * TILE;
+            let queries = usize::min(n - first, TILE);
+            if start < limit(first + queries - 1, &bounds) || start + SIDE > bounds.rest as usize {
+                let q_start = (all_heads * n + first) * sizes.width;
+                let (near, far) = products(k, key_start, count, q, q_start, queries, &mut rows, &mut tile, sizes);
+                let (near_slope, far_slope) =
+                    products(v, key_start, count, grad, q_start, queries, &mut rows, &mut tile, sizes);
+                let near_seen = sees(first + lane, key, real, batch * m, &bounds, sizes);
+                let far_seen = sees(first + lane + SIDE, key, real, batch * m, &bounds, sizes);
+                let mut near_weight = 0.0f32;
+                let mut far_weight = 0.0f32;
+                let mut near_inner = 0.0f32;
+                let mut far_inner = 0.0f32;
+                if near_seen {
+                    near_weight = f32::exp2(near * bounds.scale - sums[all_heads * n + first + lane]);
+                    near_inner = inner[all_heads * n + first + lane];
+                }
+                if far_seen {
+                    far_weight = f32::exp2(far * bounds.scale - sums[all_heads * n + first + lane + SIDE]);
+                    far_inner = inner[all_heads * n + first + lane + SIDE];
+                }
+                weights[row * TILE + lane] = near_weight;
+                weights[row * TILE + lane + SIDE] = far_weight;
+                slopes[row * TILE + lane] = near_weight * (near_slope - near_inner);
+                slopes[row * TILE + lane + SIDE] = far_weight * (far_slope - far_inner);
+                gather(&weights, grad, q_start, queries, &mut tile, &mut of_values, sizes);
+                gather(&slopes, q, q_start, queries, &mut tile, &mut of_keys, sizes);
+            }
+        }
+    }
+    if row < count {
+        let ln_2 = comptime!(std::f32::consts::LN_2);
+        store(&of_keys, bounds.scale * ln_2, dk, key_start + row * sizes.width, sizes);
+        store(&of_values, 1.0f32, dv, key_start + row * sizes.width, sizes);
+    }
+}
+
+/// What the three kernels are launched with.
+struct Launch {
+    client: Client,
+    sizes: Sizes,
+    form: Form,
+    batch: usize,
+    queries: usize,
+}
+
+impl Launch {
+    fn new(q: &CubeTensor, k: &CubeTensor, form: Form) -> Launch {
+        let ([batch, heads, queries, width], [_, shared, ..]) = (q.shape().dims(), k.shape().dims());
+        Launch {
+            client: q.client.clone(),
+            sizes: Sizes { width, heads, shared, marked: form.marked },
+            form,
+            batch,
+            queries,
+        }
+    }
+
+    fn bounds(&self) -> BoundsLaunch {
+        let (reach, clamp) = (self.form.reach, |value: usize| value.min(i32::MAX as usize) as u32);
+        BoundsLaunch::new(
+            clamp(reach.rows),
+            clamp(reach.step),
+            reach.first as i32,
+            clamp(reach.rest),
+            clamp(reach.keys),
+            clamp(self.queries),
+            self.form.zeros as f32,
+            ((self.sizes.width as f64).sqrt().recip() * std::f64::consts::LOG2_E) as f32,
+        )
+    }
+
+    /// Cubes for `rows` rows of each of `heads` heads.
+    fn cubes(&self, heads: usize, rows: usize) -> (usize, CubeCount, CubeDim) {
+        let cubes = self.batch * heads * rows.div_ceil(SIDE);
+        let dim = CubeDim::new_1d((SIDE * SIDE) as u32);
+        (cubes, calculate_cube_count_elemwise(&self.client, cubes * SIDE * SIDE, dim), dim)
+    }
+}
+
+fn like(x: &CubeTensor) -> CubeTensor {
+    empty_device_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
+}
+
+impl AttentionOps for CubeBackend {
+    fn mix(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        real: FloatTensor<Self>,
+        form: Form,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [q, k, v] = [q, k, v].map(into_contiguous);
+        let real = into_contiguous(real);
+        let launch = Launch::new(&q, &k, form);
+        let [b, heads, n, _] = q.shape().dims();
+        let out = like(&q);
+        let sums = empty_device_dtype(q.client.clone(), q.device.clone(), Shape::new([b, heads, n]), DType::F32);
+        let (cubes, count, dim) = launch.cubes(heads, n);
+        if cubes > 0 {
+            forward::launch(
+                &launch.client,
+                count,
+                dim,
+                q.into_buffer_arg(),
+                k.into_buffer_arg(),
+                v.into_buffer_arg(),
+                real.into_buffer_arg(),
+                out.clone().into_buffer_arg(),
+                sums.clone().into_buffer_arg(),
+                launch.bounds(),
+                cubes as u32,
+                launch.sizes,
+            );
+        }
+        (out, sums)
+    }
+
+    fn mix_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        real: FloatTensor<Self>,
+        sums: FloatTensor<Self>,
+        inner: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        form: Form,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [q, k, v] = [q, k, v].map(into_contiguous);
+        let [sums, inner, grad] = [sums, inner, grad].map(into_contiguous);
+        let real = into_contiguous(real);
+        let launch = Launch::new(&q, &k, form);
+        let ([_, heads, n, _], [_, shared, m, _]) = (q.shape().dims(), k.shape().dims());
+        let (dq, dk, dv) = (like(&q), like(&k), like(&v));
+        let (cubes, count, dim) = launch.cubes(heads, n);
+        if cubes > 0 {
+            backward_queries::launch(
+                &launch.client,
+                count,
+                dim,
+                q.clone().into_buffer_arg(),
+                k.clone().into_buffer_arg(),
+                v.clone().into_buffer_arg(),
+                real.clone().into_buffer_arg(),
+                sums.clone().into_buffer_arg(),
+                inner.clone().into_buffer_arg(),
+                grad.clone().into_buffer_arg(),
+                dq.clone().into_buffer_arg(),
+                launch.bounds(),
+                cubes as u32,
+                launch.sizes,
+            );
+        }
+        let (cubes, count, dim) = launch.cubes(shared, m);
+        if cubes > 0 {
+            backward_keys::launch(
+                &launch.client,
+                count,
+                dim,
+                q.into_buffer_arg(),
+                k.into_buffer_arg(),
+                v.into_buffer_arg(),
+                real.into_buffer_arg(),
+                sums.into_buffer_arg(),
+                inner.into_buffer_arg(),
+                grad.into_buffer_arg(),
+                dk.clone().into_buffer_arg(),
+                dv.clone().into_buffer_arg(),
+                launch.bounds(),
+                cubes as u32,
+                launch.sizes,
+            );
+        }
+        (dq, dk, dv)
+    }
+}

@@ -1,0 +1,76 @@
+//! What runs on a CUDA device, proven on a machine without one: every kernel of the table is asked for on a hollow driver,
+//! and its CUDA C++ is kept as a snapshot and compiled by NVRTC for the architectures that count.
+//!
+//! NVRTC is found below the folder `VW2_NVRTC` (`nvidia/cu13` of the PyPI packages nvidia-cuda-nvrtc, -runtime, -cccl and
+//! -crt of 13.0); without it, nothing is compiled, and `VW2_REQUIRE=nvrtc` makes that a failure.
+
+mod nvrtc;
+mod recorded;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use vw2_kernels::{KERNELS, available};
+
+use nvrtc::Nvrtc;
+use recorded::{ARCHITECTURES, Source, sources};
+use table::Line;
+
+/// Rows without a cube kernel, and why.
+const WITHOUT: &[(&str, &str)] = &[];
+
+/// Functions of which registers spill into memory, and why that is right.
+const SPILLS: &[(&str, &str)] = &[];
+
+#[test]
+fn the_cuda_source_of_every_kernel() {
+    let sources = sources(ARCHITECTURES[1]);
+    for kernel in KERNELS {
+        let mut shown: BTreeMap<&str, (&Source, usize)> = BTreeMap::new();
+        for source in sources.iter().filter(|source| source.kernel == kernel.name) {
+            shown.entry(&source.function).or_insert((source, 0)).1 += 1;
+        }
+        let excused = WITHOUT.iter().any(|(name, _)| *name == kernel.name);
+        assert_eq!(shown.is_empty(), excused, "{}: does it launch a kernel of ours on a CUDA device?", kernel.name);
+        let text: Vec<String> = shown
+            .into_iter()
+            .map(|(function, (first, count))| {
+                format!("// {function}: the first of {count} variants, {}\n{}", first.dtype, first.text.trim_end())
+            })
+            .collect();
+        insta::assert_snapshot!(kernel.name, text.join("\n\n"));
+    }
+}
+
+#[test]
+fn every_kernel_compiles_for_ampere_and_hopper_as_the_table_says() {
+    let Some(nvrtc) = Nvrtc::find() else { return };
+    let mut lines: BTreeMap<(usize, String, String), Line> = BTreeMap::new();
+    for (index, architecture) in ARCHITECTURES.into_iter().enumerate() {
+        for source in sources(architecture) {
+            let used = nvrtc
+                .compile(&source.text, architecture.target)
+                .unwrap_or_else(|log| panic!("{} {} for {}:\n{log}", source.kernel, source.entry, architecture.target));
+            let row = KERNELS.iter().position(|kernel| kernel.name == source.kernel).expect("it came from the table");
+            let key = (row, source.function.clone(), source.dtype.clone());
+            lines.entry(key).or_default().add(index, source, used);
+        }
+    }
+    let spilling: BTreeSet<&str> =
+        lines.iter().filter(|(_, line)| line.spills()).map(|((_, function, _), _)| function.as_str()).collect();
+    let excused: BTreeSet<&str> = SPILLS.iter().map(|(function, _)| *function).collect();
+    table::check(&nvrtc.version(), &lines);
+    assert_eq!(spilling, excused, "functions that spill, and those of which SPILLS gives the reason");
+}
+
+#[test]
+fn a_program_with_cuda_starts_where_there_is_no_driver_and_says_so() {
+    if available().iter().any(|name| name.starts_with("cuda")) {
+        eprintln!("skipped: there is a driver");
+        return;
+    }
+    let finished = Command::new(env!("CARGO_BIN_EXE_cuda-sources")).env("VW2_HOLLOW_OUT", "none").output();
+    let told = String::from_utf8(finished.expect("the program starts").stderr).expect("messages are text");
+    assert!(told.starts_with("device `cuda:0`: this machine shows 0 cuda devices; here are: cpu"), "{told}");
+}
