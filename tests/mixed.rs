@@ -176,3 +176,38 @@ fn a_listing_says_which_files_there_are() {
         assert!(failed.code == 2 && failed.stderr.replace("\n  │ ", " ").contains(told), "{told}: {failed:#?}");
     }
 }
+
+#[test]
+fn a_training_stage_draws_sub_datasets_in_proportion() {
+    let project = project();
+    let text = fs::read_to_string(project.path(PIPELINE)).unwrap();
+    let stage = "[stage.vae]\nkind = \"train-vae\"\ninput = \"frames\"\nsteps = 3\nminibatch = 2\nframes = 5\n\
+                 mix = { meta = \"meta.json\" }\npath = \"out/vae\"\n";
+    project.write(PIPELINE, text + stage);
+    let meta = |weights: [(&str, u32); 3]| {
+        let folders = weights.map(|(name, frames)| {
+            format!("\"{name}\": {{\"total_files\": 3, \"frames_per_file\": 20, \"estimated_total_frames\": {frames}}}")
+        });
+        project.write("meta.json", format!("{{\"subfolders\": {{{}}}}}", folders.join(", ")));
+        let report = project.run(&["--only", "vae"]);
+        assert_eq!(report.count("vae", "executed"), 1, "weights are part of the key");
+        blake3::hash(&fs::read(project.path("out/vae/vae.safetensors")).unwrap())
+    };
+    let bridge = meta([("bridge", 60), ("craft", 0), ("rt1", 0)]);
+    let craft = meta([("bridge", 0), ("craft", 60), ("rt1", 0)]);
+    assert_ne!(bridge, craft, "another sub-dataset was learned from");
+    assert_eq!(project.run(&["--only", "vae"]).executed(), "");
+    for (mix, told) in [
+        ("{ weights = { bridge = 1, craft = 1 } }", "`mix` has no weight for the sub-dataset `rt1`"),
+        ("{ weights = { brige = 1 } }", "`mix.weights` names `brige`, but the sub-datasets are"),
+        ("{ weights = { craft = -1 } }", "`mix.weights.craft` is -1"),
+    ] {
+        let text = fs::read_to_string(project.path(PIPELINE)).unwrap();
+        let (before, rest) = text.split_once("mix = ").unwrap();
+        let (_, after) = rest.split_once('\n').unwrap();
+        project.write(PIPELINE, format!("{before}mix = {mix}\n{after}"));
+        let finished = project.vw2(&["run", PIPELINE, "--only", "vae"]);
+        let said = [finished.stdout, finished.stderr, project.vw2(&["status"]).stdout].concat().replace("\n  │ ", " ");
+        assert!(said.contains(told), "no `{told}`: {said}");
+    }
+}

@@ -22,7 +22,7 @@ fn project(kind: &str, more: &str) -> Project {
     let (vae, dldm) = (weights("vae-tiny"), weights("dldm-tiny"));
     let (input, own) = match kind {
         "train-ar" => ("codes", String::new()),
-        "train-dit" => ("frames", format!("weights = {{ vae = {vae:?}, dldm = {dldm:?} }}\n")),
+        "train-dit" | "train-joint" => ("frames", format!("weights = {{ vae = {vae:?}, dldm = {dldm:?} }}\n")),
         _ => ("frames", String::new()),
     };
     let codes = match kind {
@@ -143,6 +143,27 @@ fn a_dldm_training_that_was_killed_goes_on_bit_for_bit() {
 #[test]
 fn a_dit_training_that_was_killed_goes_on_bit_for_bit() {
     check_killed("train-dit", "steps = 16\nchecks = 3");
+}
+
+#[test]
+fn a_joint_training_that_was_killed_goes_on_bit_for_bit() {
+    check_killed("train-joint", "steps = 16\nchecks = 2");
+}
+
+#[test]
+fn one_file_of_a_joint_training_is_both_models_for_other_stages() {
+    let project = project("train-joint", "steps = 1\nchecks = 1");
+    let vae = weights("vae-tiny");
+    let text = fs::read_to_string(project.path(PIPELINE)).unwrap();
+    let judged = format!(
+        "{text}\n[stage.judged]\nkind = \"evaluate\"\ninputs = {{ frames = \"frames\", dldm = \"model\", dit = \"model\" }}\n\
+         weights = {{ vae = {vae:?} }}\ndiffusion = {{ steps = 1 }}\none_in = 2\npath = \"out/judged\"\n"
+    );
+    project.write(PIPELINE, judged);
+    let report = project.run(&[]);
+    // Three ways of drawing for each clip of the videos that are looked at.
+    let drawn = report.count("judged", "added");
+    assert!(drawn > 0 && drawn.is_multiple_of(3), "{drawn} rows: {:#}", report.0);
 }
 
 #[test]

@@ -21,11 +21,11 @@ use crate::fingerprint::Hash;
 use crate::plan::Plan;
 use crate::pool::{Budget, CommitMessage, Done, Job, Reply, Threads};
 use crate::report::record;
-use crate::run::Options;
 use crate::run::graph::Graph;
 use crate::run::history::History;
 use crate::run::published::PublishedNames;
 use crate::run::shared::Shared;
+use crate::run::{Options, devices};
 use crate::store::{MemoRow, Payload, Store};
 use known::{Drawn, draw};
 
@@ -81,7 +81,7 @@ pub fn recompute(plan: &Plan, store: &Store, options: &Options, sample: usize, s
         commits,
         cancel: options.cancel.child(),
         progress: options.progress.clone(),
-        device: options.device.clone().unwrap_or_else(|| plan.runtime.device.clone()),
+        devices: devices(plan, options),
         memory_bytes: plan.runtime.memory,
         scanned: Mutex::new(scanned),
         passing: Mutex::default(),

@@ -124,7 +124,7 @@ fn session(
     result
 }
 
-fn devices(plan: &Plan, options: &Options) -> Vec<String> {
+pub(crate) fn devices(plan: &Plan, options: &Options) -> Vec<String> {
     if options.devices.is_empty() { vec![plan.runtime.device.clone()] } else { options.devices.clone() }
 }
 

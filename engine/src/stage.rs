@@ -103,6 +103,12 @@ pub trait Stage: Serialize + DeserializeOwned + Send + Sync + 'static {
     const INPUTS: &'static [Port];
     const OUTPUT: &'static Table;
 
+    /// Params as the user wrote them, to params as they are parsed: a word that stands for several values (a recipe) gives
+    /// way to these, so that the fingerprint has the values.
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        Ok(params)
+    }
+
     /// Params that parse but make no sense.
     fn check(&self) -> Result<(), String> {
         Ok(())
@@ -424,7 +430,10 @@ impl StageKind {
             example: S::EXAMPLE,
             inputs: S::INPUTS,
             output: S::OUTPUT,
-            parse: |params| Ok(Arc::new(toml::Value::Table(params).try_into::<S>()?)),
+            parse: |params| {
+                let params = S::expand(params).map_err(serde::de::Error::custom)?;
+                Ok(Arc::new(toml::Value::Table(params).try_into::<S>()?))
+            },
         }
     }
 }

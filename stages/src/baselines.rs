@@ -74,7 +74,7 @@ mod tests {
     fn a_chain_is_seen_by_the_bigram_alone() {
         // 0 1 2 0 1 2 …: each code is as frequent as the others, and follows from the one before.
         let codes: Vec<u32> = (0..300).map(|index| index % 3).collect();
-        let of = Baselines::of_codes(&[codes.clone()], &[codes[..30].to_vec()], 3);
+        let of = Baselines::of_codes(std::slice::from_ref(&codes), &[codes[..30].to_vec()], 3);
         assert!((of.unigram - 3f64.ln()).abs() < 1e-3, "{of:?}");
         assert!(of.bigram < 0.1 && of.better() == of.bigram, "{of:?}");
     }

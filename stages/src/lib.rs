@@ -46,6 +46,7 @@ mod baselines;
 mod diffusion;
 mod flow;
 mod ids;
+mod mixing;
 mod model_file;
 mod scenes;
 mod source;

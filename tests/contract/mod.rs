@@ -69,7 +69,7 @@ fn play(edits: &[Edit]) -> Result<(), String> {
         if ours != rebuilt {
             let rows = |a: &Published, b: &Published| a.0.difference(&b.0).cloned().collect::<Vec<_>>();
             let (more, less) = (rows(&ours, &rebuilt), rows(&rebuilt, &ours));
-            let files = ours.1.iter().filter(|file| !rebuilt.1.contains(&(file.0.clone(), file.1.clone())));
+            let files = ours.1.iter().filter(|(file, bytes)| rebuilt.1.get(*file) != Some(*bytes));
             let files: Vec<_> = files.collect();
             return Err(format!("step {step}: more {more:?}, less {less:?}, other files {files:?}"));
         }

@@ -96,7 +96,7 @@ kind = "images"
 root = "scenes"
 [stage.rollouts]
 kind = "rollout"
-inputs = {{ scenes = "scenes", codes = "codes" }}
+inputs = {{ scenes = "scenes", ar = "ar" }}
 weights = {{ dldm = {dldm} }}
 size = [64, 64]
 clips = 1

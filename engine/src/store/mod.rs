@@ -54,9 +54,10 @@ use fail::fail_point;
 pub struct Store {
     dir: Arc<Path>,
     blobs: Blobs,
-    manifest: Arc<Mutex<Connection>>,
-    /// For look-ups of results, which then wait for no writer.
+    /// For look-ups of results, which then wait for no writer. Closed before the writer: the last one to close a manifest
+    /// brings its log in, which a reader may not.
     reader: Arc<Mutex<Connection>>,
+    manifest: Arc<Mutex<Connection>>,
     seen: Arc<seen::SeenFiles>,
     /// Held as long as the store is open; the system lets go of it when the process dies.
     lock: Option<Arc<Lock>>,

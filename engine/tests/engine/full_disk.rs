@@ -55,6 +55,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 
 impl Drop for FullDisk {
     fn drop(&mut self) {
-        Command::new("umount").arg(&self.0).status().unwrap();
+        // Lazily: a child that another thread is just starting holds copies of open files until its exec.
+        Command::new("umount").arg("--lazy").arg(&self.0).status().unwrap();
     }
 }

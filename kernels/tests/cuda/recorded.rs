@@ -95,10 +95,10 @@ fn row(line: &str, out: &Path, shared: &HashMap<String, u64>) -> Vec<Source> {
 fn entry(source: &str) -> Option<&str> {
     let (_, rest) = source.split_once("__global__")?;
     let mut open = rest.match_indices('(');
-    // `__launch_bounds__(256)` may come first.
+    // Attributes such as `__launch_bounds__(256)` come first.
     open.find_map(|(at, _)| {
         let name = rest[..at].rsplit(|c: char| !c.is_alphanumeric() && c != '_').next()?;
-        (!name.is_empty() && name != "__launch_bounds__").then_some(name)
+        (!name.is_empty() && !name.starts_with("__")).then_some(name)
     })
 }
 

@@ -11,7 +11,7 @@ use vw2_engine::run::Options;
 use vw2_engine::store::{Damage, DamageKind, Store, Verified};
 
 use crate::cli::{self, PipelineArgs, VerifyArgs};
-use crate::commands::run::{drain_on_ctrl_c, numeric_class, require_files};
+use crate::commands::run::{devices, drain_on_ctrl_c, require_files};
 use crate::progress::{self, Screen};
 use crate::{loading, text};
 
@@ -58,8 +58,8 @@ pub(crate) fn verify(args: &VerifyArgs) -> miette::Result<ExitCode> {
 
 fn once_more(plan: &Plan, store: &Store, sample: usize, seed: u64) -> miette::Result<Recomputed> {
     require_files(plan)?;
-    let (device, numeric) = (Some(plan.runtime.device.clone()), numeric_class(plan)?);
-    let options = Options { device, numeric, ..Options::of(&plan.runtime) };
+    let (devices, numeric) = devices(plan)?;
+    let options = Options { devices, numeric, ..Options::of(&plan.runtime) };
     let screen = Screen::new();
     drain_on_ctrl_c(options.cancel.clone(), screen.clone())?;
     let _watch = progress::watch(options.progress.clone(), &screen);

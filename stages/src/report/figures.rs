@@ -40,8 +40,14 @@ pub(super) const METHODS: [(&str, &str); 5] = [
     ("diffusion", "DiT after the dLDM decoder"),
 ];
 
-/// Means over all clips for each way of drawing; and the first clips' pictures, as hashes.
-pub(super) fn drawing(table: &dyn Rows, pictures: usize) -> Result<(Vec<Figure>, Vec<(String, String)>), StageError> {
+/// The figures of drawing, and the first clips' pictures: a clip's id, and its picture's hash.
+pub(super) struct Drawing {
+    pub(super) figures: Vec<Figure>,
+    pub(super) pictures: Vec<(String, String)>,
+}
+
+/// Means over all clips for each way of drawing.
+pub(super) fn drawing(table: &dyn Rows, pictures: usize) -> Result<Drawing, StageError> {
     let mut by_method: BTreeMap<String, Vec<Evaluation>> = BTreeMap::new();
     let mut shown = Vec::new();
     for index in 0..table.len() {
@@ -69,7 +75,7 @@ pub(super) fn drawing(table: &dyn Rows, pictures: usize) -> Result<(Vec<Figure>,
     if let (Some(own), Some(shuffled)) = (psnr("coarse"), psnr("shuffled")) {
         figures.push(figure("codes", "", "shuffled_codes_gap_db", own - shuffled));
     }
-    Ok((figures, shown))
+    Ok(Drawing { figures, pictures: shown })
 }
 
 /// Which codes are in use, over the whole table.

@@ -26,7 +26,7 @@ use crate::autoregressor::Autoregressor;
 use crate::model_file::ModelFile;
 use crate::scenes::Scenes;
 use crate::tables;
-use figures::Figure;
+use figures::{Drawing, Figure};
 
 /// Means over all clips, and what the codes say.
 #[derive(Clone, Serialize, Deserialize)]
@@ -122,7 +122,7 @@ impl Reporter {
     fn report(&mut self, unit: &Unit, out: &mut Output) -> Result<(), StageError> {
         let Report { motion, one_in, .. } = &self.params;
         let evaluations = unit.table("evaluations").expect("the plan connects required ports");
-        let (mut all, pictures) = figures::drawing(evaluations, PICTURES)?;
+        let Drawing { figures: mut all, pictures } = figures::drawing(evaluations, PICTURES)?;
         let clips = all.iter().filter(|figure| figure.name == "clips").map(|figure| figure.value).fold(0.0, f64::max);
         if let Some(codes) = unit.table("codes") {
             all.extend(figures::usage(codes)?);

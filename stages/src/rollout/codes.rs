@@ -30,13 +30,20 @@ impl CodeSource {
         Ok(CodeSource::Model { ar, clips, task, sampling })
     }
 
-    /// The scene's codes, or why it has none. `feature` is the dLDM's of the start frame, `[1, C, h, w]`.
-    pub(super) fn codes(&mut self, unit: &Unit, feature: Tensor<4>) -> Result<Result<ClipCodes, String>, StageError> {
+    /// The scene's codes for one of its rollouts, or why it has none. `feature` is the dLDM's of the start frame,
+    /// `[1, C, h, w]`.
+    pub(super) fn codes(
+        &mut self,
+        unit: &Unit,
+        feature: Tensor<4>,
+        rollout: u64,
+    ) -> Result<Result<ClipCodes, String>, StageError> {
         match self {
             CodeSource::Model { ar, clips, task, sampling } => {
                 let (ar, _) = ar.get(unit)?;
                 let task = ar.task_number(task.as_deref())?;
-                Ok(Ok(ar.model.generate(&values(feature), task, Clips::Exactly(*clips), sampling)?))
+                let sampling = Sampling { seed: sampling.seed.wrapping_add(rollout), ..sampling.clone() };
+                Ok(Ok(ar.model.generate(&values(feature), task, Clips::Exactly(*clips), &sampling)?))
             }
             CodeSource::File { by_scene, clips } => {
                 let name = scene_name(&unit.id);

@@ -64,7 +64,11 @@ impl Operator for Imaginer {
                 return Err(format!("{}: the scene goes back to no file", unit.id).into());
             };
             match media::image::decode(&path) {
-                Ok(scene) => self.imagine(unit, &scene, out)?,
+                Ok(scene) => {
+                    for rollout in 0..self.params.rollouts {
+                        self.imagine(unit, &scene, rollout, out)?;
+                    }
+                }
                 Err(error) if error.is_transient() => out.retry(unit, error.reason()),
                 Err(error) => out.reject(unit, error.reason()),
             }
@@ -74,7 +78,13 @@ impl Operator for Imaginer {
 }
 
 impl Imaginer {
-    fn imagine(&mut self, unit: &Unit, scene: &media::image::RgbImage, out: &mut Output) -> Result<(), StageError> {
+    fn imagine(
+        &mut self,
+        unit: &Unit,
+        scene: &media::image::RgbImage,
+        rollout: u64,
+        out: &mut Output,
+    ) -> Result<(), StageError> {
         let Imaginer { params, ctx, codes, dldm, drawing } = self;
         let dldm_size = params.dldm_size().map(|side| side as usize);
         let size = match params.render {
@@ -86,7 +96,7 @@ impl Imaginer {
         let sharp = normalise(&pixels, [1, size[0], size[1]], device)?;
         let coarse = if size == dldm_size { sharp.clone() } else { resize(sharp.clone(), dldm_size[0], dldm_size[1]) };
         let mut frames = Frames { coarse, sharp };
-        let codes = match codes.codes(unit, dldm.first_frame_feature(frames.coarse.clone())?)? {
+        let codes = match codes.codes(unit, dldm.first_frame_feature(frames.coarse.clone())?, rollout)? {
             Ok(codes) => codes,
             Err(reason) => {
                 out.reject(unit, reason);
@@ -112,7 +122,8 @@ impl Imaginer {
         });
         let mut film = Film::new(params, &ctx.blobs, size)?;
         for (index, clip_codes) in codes.iter().enumerate() {
-            let clip = match Clip::kept(ctx, unit, index, &mut frames, device) {
+            let name = kept_name(rollout, index);
+            let clip = match Clip::kept(ctx, unit, &name, &mut frames, device) {
                 Some(clip) => clip,
                 None => {
                     let clip = Pass { ctx, unit, index, clips: codes.len() }.clip(
@@ -121,13 +132,13 @@ impl Imaginer {
                         clip_codes,
                         &mut frames,
                     )?;
-                    clip.keep(ctx, unit, index, &frames)?;
+                    clip.keep(ctx, unit, &name, &frames)?;
                     clip
                 }
             };
             film.push(&clip)?;
         }
-        publish(unit, out, &codes, film, params.fps, size)
+        publish(unit, out, rollout, &codes, film, params.fps, size)
     }
 }
 
@@ -177,21 +188,21 @@ impl Pass<'_> {
 
 impl Clip {
     /// Leaves the clip, and where the recursions stand after it, for a next try.
-    fn keep(&self, ctx: &Context, unit: &Unit, index: usize, frames: &Frames) -> Result<(), StageError> {
+    fn keep(&self, ctx: &Context, unit: &Unit, name: &str, frames: &Frames) -> Result<(), StageError> {
         let scratch = &ctx.scratch;
-        scratch.write(unit, &format!("clip_{index}.last"), &self.last)?;
+        scratch.write(unit, &format!("{name}.last"), &self.last)?;
         if let Some(coarse) = &self.coarse {
-            scratch.write(unit, &format!("clip_{index}.coarse"), coarse)?;
+            scratch.write(unit, &format!("{name}.coarse"), coarse)?;
         }
         let state: Vec<f32> = [&frames.coarse, &frames.sharp].into_iter().flat_map(|x| values(x.clone())).collect();
         // Written last: where it is, the others are.
-        scratch.write(unit, &format!("clip_{index}.state"), bytemuck::cast_slice(&state))?;
+        scratch.write(unit, &format!("{name}.state"), bytemuck::cast_slice(&state))?;
         Ok(())
     }
 
     /// What [`Clip::keep`] left, if the last try came this far.
-    fn kept(ctx: &Context, unit: &Unit, index: usize, frames: &mut Frames, device: &Device) -> Option<Clip> {
-        let read = |part: &str| ctx.scratch.read(unit, &format!("clip_{index}.{part}"));
+    fn kept(ctx: &Context, unit: &Unit, name: &str, frames: &mut Frames, device: &Device) -> Option<Clip> {
+        let read = |part: &str| ctx.scratch.read(unit, &format!("{name}.{part}"));
         let state = read("state")?;
         let (last, coarse) = (read("last")?, read("coarse"));
         let state: Vec<f32> = bytemuck::pod_collect_to_vec(&state);
@@ -207,10 +218,16 @@ impl Clip {
     }
 }
 
+/// What the files of a clip are called in scratch.
+fn kept_name(rollout: u64, index: usize) -> String {
+    if rollout == 0 { format!("clip_{index}") } else { format!("rollout_{rollout}_clip_{index}") }
+}
+
 /// The film's files and the row that names the video.
 fn publish(
     unit: &Unit,
     out: &mut Output,
+    rollout: u64,
     codes: &ClipCodes,
     film: Film<'_>,
     fps: f64,
@@ -226,6 +243,7 @@ fn publish(
         codes: codes.iter().flatten().map(|&code| code as u16).collect(),
         blob: film.video.to_string(),
     })?;
-    out.push_with_files(unit, "", row, film.files);
+    let name = if rollout == 0 { String::new() } else { (rollout + 1).to_string() };
+    out.push_with_files(unit, name, row, film.files);
     Ok(())
 }

@@ -60,6 +60,10 @@ pub struct Rollout {
     /// How codes are drawn from the AR model.
     #[serde(default)]
     pub sampling: Sampling,
+    /// How many futures to imagine for each scene, with one seed after the other; those after the first stand in folders of
+    /// their own, `<scene>_2` and so on.
+    #[serde(default = "one")]
+    pub rollouts: u64,
     /// The folder that receives a folder per scene.
     pub path: Location,
 }
@@ -81,6 +85,10 @@ pub struct RolloutWeights {
     pub ar: Option<InputFile>,
     pub vae: Option<InputFile>,
     pub dit: Option<InputFile>,
+}
+
+fn one() -> u64 {
+    1
 }
 
 fn default_fps() -> f64 {
@@ -121,6 +129,9 @@ impl Stage for Rollout {
             }
             _ => {}
         }
+        if self.rollouts == 0 || (self.rollouts > 1 && self.codes.is_some()) {
+            return Err("`rollouts` is at least 1, and more than 1 only where codes are drawn from an AR model".into());
+        }
         if !(self.fps > 0.0 && self.fps <= 1000.0) {
             return Err(format!("`fps` is {}; it wants more than 0 and at most 1000", self.fps));
         }
@@ -132,9 +143,10 @@ impl Stage for Rollout {
         Needs::Device
     }
 
-    /// The scene's name without its extension: it names a folder.
-    fn row_id(&self, unit: &str, _row: &str) -> String {
-        scene_name(unit).to_owned()
+    /// The scene's name without its extension, with the rollout's number but for the first: it names a folder.
+    fn row_id(&self, unit: &str, row: &str) -> String {
+        let scene = scene_name(unit);
+        if row.is_empty() { scene.to_owned() } else { format!("{scene}_{row}") }
     }
 
     fn placement(&self) -> Option<Placement> {

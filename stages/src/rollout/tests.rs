@@ -15,6 +15,8 @@ fn params_that_make_no_sense_say_so() {
     };
     assert!(error("").contains("`clips` is missing"));
     assert!(error("clips = 0").contains("at least 1"));
+    assert!(error("clips = 1\nrollouts = 0").contains("`rollouts` is at least 1"));
+    assert!(error("rollouts = 2\ncodes = \"a.parquet\"").contains("`rollouts`"));
     assert!(error("clips = 1\ndldm_size = [64, 20]").contains("`dldm_size` has 20"));
     assert!(error("clips = 1\ndiffusion = { steps = 0 }").contains("`diffusion.steps` is 0"));
     assert!(error("clips = 1\ndiffusion = { sigma_max = 0.001 }").contains("wants to fall"));

@@ -29,7 +29,7 @@ use crate::training::{
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainAr {
-    /// Size of the decoder: `tiny`, `small`, `vw1-300m`, `cosmos-4b`.
+    /// Size of the decoder: `tiny`, `small`, `300m` (VideoWorld 1), `4b` (paper).
     #[serde(default = "tiny")]
     pub preset: String,
     /// Optimizer updates.
@@ -77,6 +77,10 @@ impl Stage for TrainAr {
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[Port::whole("codes", &tables::CODES)];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
+
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        crate::training::expand(Self::KIND, params)
+    }
 
     fn check(&self) -> Result<(), String> {
         if self.steps == 0 || self.minibatch == 0 || self.pool == 0 {

@@ -22,6 +22,7 @@ use vw2_models::vae::Vae;
 use vw2_models::weights::{self, SaveType, Weights};
 
 use crate::flow;
+use crate::mixing::{self, Mix};
 use crate::model_file::ModelFile;
 use crate::tables;
 use crate::training::{
@@ -54,6 +55,9 @@ pub struct TrainDit {
     /// How often a noise level is drawn from the high range instead of the log-normal one.
     #[serde(default = "high_sigma_share")]
     pub high_sigma_share: f64,
+    /// How often clips of each sub-dataset are seen; left out, every clip counts alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
@@ -105,6 +109,10 @@ impl Stage for TrainDit {
     ];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
 
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        crate::training::expand(Self::KIND, params)
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.steps == 0 || self.minibatch == 0 {
             return Err("`steps` and `minibatch` are at least 1".into());
@@ -113,6 +121,7 @@ impl Stage for TrainDit {
             return Err(format!("`high_sigma_share` is {}; it wants to be in 0..=1", self.high_sigma_share));
         }
         DitConfig::preset(&self.preset).map_err(|error| error.to_string())?;
+        self.mix.as_ref().map_or(Ok(()), Mix::check)?;
         self.upkeep.0.check()?;
         self.optimizer.check()
     }
@@ -170,7 +179,7 @@ impl Trainer {
 
         let autodiff = device.clone().autodiff();
         let model = first_model(&params, &ctx, unit, dldm.config().dit_dim, &autodiff)?;
-        let order = Order::new(train_rows.len(), params.minibatch, params.seed);
+        let order = mixing::order(params.mix.as_ref(), table, &train_rows, params.minibatch, params.seed)?;
         let mut lesson =
             Denoising { params: &params, table, examples, rows: train_rows, held, order, device, autodiff };
         let phases = vec![Phase { steps: params.steps, optimizer: params.optimizer.clone() }];

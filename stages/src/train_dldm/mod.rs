@@ -5,15 +5,23 @@
 //! Metrics show a collapse while it happens: codes in use, their perplexity, and the shuffled-codes gap.
 //! Source: spec section 7.2. Differs: the perceptual term is left out (spec 3.7), as its VGG weights are not shipped.
 
-use burn::tensor::{Device, Tensor};
+mod changes;
+
+mod pupil;
+
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{Context, Needs, Operator, Placement, Port, Stage, StageError, Table};
 use vw2_models::dldm::{Dldm, DldmConfig};
 
-use vw2_models::weights::Weights;
+use vw2_models::weights::{self, Weights};
 
 use crate::tables;
-use crate::training::{HeldOut, Listening, Reconstruct, Reconstructed, Reconstruction, Reconstructor};
+use crate::training::{
+    Drawn, HeldOut, Learn, Listening, Picture, Reconstruct, Reconstructed, Reconstruction, Reconstructor,
+};
+use changes::Changes;
+use pupil::Pupil;
 
 /// Trains on all clips of a frame table.
 #[derive(Serialize, Deserialize)]
@@ -28,6 +36,10 @@ impl Stage for TrainDldm {
     const INPUTS: &'static [Port] =
         &[Port::whole("frames", &tables::FRAMES), Port::whole("init", &tables::CHECKPOINTS).optional()];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
+
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        crate::training::expand(Self::KIND, params)
+    }
 
     fn check(&self) -> Result<(), String> {
         DldmConfig::preset(&self.0.preset).map_err(|error| error.to_string())?;
@@ -47,38 +59,84 @@ impl Stage for TrainDldm {
     }
 
     fn open(&self, ctx: &Context) -> Result<Box<dyn Operator>, StageError> {
-        Ok(Reconstructor::<Dldm>::open(&self.0, ctx))
+        Ok(Reconstructor::<Pupil>::open(&self.0, ctx))
     }
 }
 
-impl Reconstruct for Dldm {
+impl Reconstruct for Pupil {
     const NAME: &'static str = "dldm";
+    type Guide = Option<Changes>;
 
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError> {
-        Ok(Dldm::new(&DldmConfig::preset(preset)?, device, seed)?)
+        Ok(Pupil::new(Dldm::new(&DldmConfig::preset(preset)?, device, seed)?, device))
     }
 
     fn load(weights: &Weights, device: &Device) -> Result<Self, StageError> {
-        Ok(Dldm::load(weights, device)?)
+        Ok(Pupil::new(Dldm::load(weights, device)?, device))
     }
 
     fn is_preset(&self, preset: &str) -> Result<bool, StageError> {
-        Ok(Dldm::config(self) == &DldmConfig::preset(preset)?)
+        Ok(self.dldm.config() == &DldmConfig::preset(preset)?)
     }
 
     fn reconstruct(&self, x: Tensor<5>) -> Result<Reconstructed, StageError> {
-        Ok(Reconstructed { video: Dldm::reconstruct(self, x)?.0, penalties: Vec::new() })
+        Ok(Reconstructed { video: self.dldm.reconstruct(x)?.0, penalties: Vec::new() })
+    }
+
+    fn guide(
+        &self,
+        learn: &[Learn],
+        clips: &mut dyn Iterator<Item = Result<Tensor<5>, StageError>>,
+        device: &Device,
+    ) -> Result<Option<Changes>, StageError> {
+        let DldmConfig { queries, embedding_dim, .. } = self.dldm.config();
+        let wanted = learn.iter().any(|learn| learn.changes > 0.0);
+        wanted.then(|| Changes::of(clips, queries * embedding_dim, device)).transpose()
+    }
+
+    fn learn(&self, x: Tensor<5>, learn: &Learn, guide: &Option<Changes>) -> Result<Drawn, StageError> {
+        let encoded = self.dldm.encode(x.clone())?;
+        let mut drawn = Drawn::default();
+        if learn.video > 0.0 {
+            let video = self.dldm.decode(encoded.codes.clone(), encoded.first())?;
+            drawn.pictures.push(Picture::video(video, x.clone(), learn.video));
+        }
+        if learn.stills > 0.0 {
+            let [b, colours, t, h, w] = x.dims();
+            let last = x.clone().narrow(2, 1, t - 1).reshape([b, colours, (t - 1) / 4, 4, h * w]).narrow(3, 3, 1);
+            let first = x.clone().narrow(2, 0, 1);
+            let truth = Tensor::cat(vec![first, last.reshape([b, colours, (t - 1) / 4, h, w])], 2);
+            let video = self.dldm.stills(encoded.h.clone())?;
+            drawn.pictures.push(Picture { name: "stills", weight: learn.stills, video, truth });
+        }
+        if learn.cells > 0.0 {
+            let video = self.cells(encoded.h.clone());
+            drawn.pictures.push(Picture { name: "cells", weight: learn.cells, video, truth: x.clone() });
+        }
+        if let (Some(changes), true) = (guide, learn.changes > 0.0) {
+            let inner = Tensor::from_inner(changes.scores(x.inner()));
+            let [b, pairs, count] = inner.dims();
+            // Where less varies than the codes could say, the last numbers of each pair are left alone.
+            let said = encoded.query.reshape([b, pairs, 0]).narrow(2, 0, count);
+            let error = (said - inner.clone()).square().mean() / inner.square().mean().add_scalar(1e-6);
+            drawn.penalties.push(("changes", error.mul_scalar(learn.changes)));
+        }
+        Ok(drawn)
     }
 
     fn figures(&self, held: &HeldOut) -> Result<Vec<(&'static str, f64)>, StageError> {
-        Ok(Listening::to(self, held)?.figures())
+        Ok(Listening::to(&self.dldm, held)?.figures())
     }
 
     fn warning(&self, held: &HeldOut) -> Result<Option<String>, StageError> {
-        Ok(Listening::to(self, held)?.warning())
+        Ok(Listening::to(&self.dldm, held)?.warning())
+    }
+
+    fn published(&self) -> Vec<(String, TensorData)> {
+        weights::collect(&self.dldm)
     }
 
     fn config(&self) -> serde_json::Value {
-        serde_json::to_value(Dldm::config(self)).expect("a configuration is plain data")
+        serde_json::to_value(self.dldm.config()).expect("a configuration is plain data")
     }
 }

@@ -17,8 +17,8 @@ use vw2_engine::stage::{
     Context, How, InputFile, Location, Needs, Operator, Output, Placement, Port, Stage, StageError, Table, Unit,
 };
 use vw2_kernels::normalise;
+use vw2_models::dit::DitConfig;
 use vw2_models::dit::hint::{control_hint, resize};
-use vw2_models::dit::{DitConfig, VideoDit};
 use vw2_models::train::jitter::{self, Jitter};
 use vw2_models::train::order::{Order, mix};
 use vw2_models::train::{Group, Log};
@@ -154,6 +154,10 @@ impl Stage for TrainJoint {
         Port::whole("dit", &tables::CHECKPOINTS).optional(),
     ];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
+
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        crate::training::expand(Self::KIND, params)
+    }
 
     fn check(&self) -> Result<(), String> {
         if self.steps == 0 || self.minibatch == 0 {

@@ -12,7 +12,7 @@ use vw2_models::vae::{Vae, VaeConfig};
 use vw2_models::weights::Weights;
 
 use crate::tables;
-use crate::training::{Reconstruct, Reconstructed, Reconstruction, Reconstructor};
+use crate::training::{Drawn, Learn, Picture, Reconstruct, Reconstructed, Reconstruction, Reconstructor};
 
 /// Trains on all clips of a frame table.
 #[derive(Serialize, Deserialize)]
@@ -28,8 +28,15 @@ impl Stage for TrainVae {
         &[Port::whole("frames", &tables::FRAMES), Port::whole("init", &tables::CHECKPOINTS).optional()];
     const OUTPUT: &'static Table = &tables::CHECKPOINTS;
 
+    fn expand(params: toml::Table) -> Result<toml::Table, String> {
+        crate::training::expand(Self::KIND, params)
+    }
+
     fn check(&self) -> Result<(), String> {
         VaeConfig::preset(&self.0.preset).map_err(|error| error.to_string())?;
+        if self.0.parts().iter().any(|part| Learn { video: part.learn.video, ..Learn::default() } != part.learn) {
+            return Err("`learn`: a VAE learns `video` alone; the other parts are of a dLDM".into());
+        }
         self.0.check()
     }
 
@@ -55,6 +62,7 @@ const LATENT_WEIGHT: f64 = 1e-4;
 
 impl Reconstruct for Vae {
     const NAME: &'static str = "vae";
+    type Guide = ();
 
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError> {
         Ok(Vae::new(&VaeConfig::preset(preset)?, device, seed)?)
@@ -75,6 +83,20 @@ impl Reconstruct for Vae {
         let mu = self.mu(x)?;
         let penalty = mu.clone().square().mean().mul_scalar(LATENT_WEIGHT);
         Ok(Reconstructed { video: self.decode_means(mu)?, penalties: vec![("latents", penalty)] })
+    }
+
+    fn guide(
+        &self,
+        _: &[Learn],
+        _: &mut dyn Iterator<Item = Result<Tensor<5>, StageError>>,
+        _: &Device,
+    ) -> Result<(), StageError> {
+        Ok(())
+    }
+
+    fn learn(&self, x: Tensor<5>, learn: &Learn, (): &()) -> Result<Drawn, StageError> {
+        let Reconstructed { video, penalties } = self.reconstruct(x.clone())?;
+        Ok(Drawn { pictures: vec![Picture::video(video, x, learn.video)], penalties })
     }
 
     fn finish(self, clips: &mut dyn Iterator<Item = Result<Tensor<5>, StageError>>) -> Result<Self, StageError> {

@@ -19,6 +19,8 @@ mod listening;
 
 mod pixel_errors;
 
+mod recipe;
+
 mod start;
 
 mod publish;
@@ -32,8 +34,9 @@ pub(crate) use optimizer::OptimizerParams;
 pub(crate) use pixel_errors::PixelErrors;
 pub(crate) use plot::{Curve, plot_svg};
 pub(crate) use publish::{Publication, publish};
+pub(crate) use recipe::expand;
 pub(crate) use reconstruct::Reconstruction;
-pub(crate) use reconstruct::{Reconstruct, Reconstructed, Reconstructor};
+pub(crate) use reconstruct::{Drawn, Learn, Picture, Reconstruct, Reconstructed, Reconstructor};
 pub(crate) use start::{connected_weights, parent_weights};
 pub(crate) use trainer::Upkeep;
 pub(crate) use trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, train};

@@ -5,13 +5,14 @@
 //! Source: spec sections 3.7 and 7.2.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use vw2_engine::stage::{Context, How, InputFile, Location, Operator, Output, StageError, Unit};
 use vw2_kernels::{denormalise, device, normalise};
 use vw2_models::train::Log;
 use vw2_models::train::order::{Order, mix};
+use vw2_models::train::perceptual::Vgg;
 use vw2_models::weights::{self, Named, SaveType, Weights};
 
 use super::trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, Upkeep, train};
@@ -19,6 +20,7 @@ use super::{
     ClipReader, Curve, HeldOut, OptimizerParams, PixelErrors, Publication, connected_weights, held_out, parent_weights,
     plot_svg, publish,
 };
+use crate::mixing::{self, Mix};
 
 /// The parameters of a training by reconstruction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +48,19 @@ pub struct Reconstruction {
     /// Distance of pixels: `l1` (released), `l2` (paper).
     #[serde(default)]
     pub loss: PixelLoss,
+    /// How often clips of each sub-dataset are seen; left out, every clip counts alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
+    /// What is learned, and how much each part weighs.
+    #[serde(default)]
+    pub learn: Learn,
+    /// Half of the training clips run backwards: twice the motion from as many videos.
+    #[serde(default)]
+    pub backwards: bool,
+    /// Also compare what an ImageNet VGG-16 sees (released, with weight 0.1; spec 3.7). Without its weights the term is left
+    /// out.
+    #[serde(default)]
+    pub perceptual: Option<Perceptual>,
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
@@ -77,7 +92,54 @@ pub struct PhaseParams {
     #[serde(default)]
     pub loss: Option<PixelLoss>,
     #[serde(default)]
+    pub learn: Option<Learn>,
+    #[serde(default)]
     pub optimizer: Option<OptimizerParams>,
+}
+
+/// Weights of what is learned. All but `video` are for a dLDM from nothing (see `train_dldm/changes.rs`): with the default,
+/// which is the released training, such a one lets its codes fall together and draws the still scene.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Learn {
+    /// The clip again, from its first frame and its codes.
+    pub video: f64,
+    /// Each latent frame's picture, from its own map, without codes.
+    pub stills: f64,
+    /// Each latent frame's pixels from its map by a linear map of each cell: what the maps hold then lies open.
+    pub cells: f64,
+    /// What changes between latent frames, said by the codes before they are rounded.
+    pub changes: f64,
+}
+
+impl Default for Learn {
+    fn default() -> Learn {
+        Learn { video: 1.0, stills: 0.0, cells: 0.0, changes: 0.0 }
+    }
+}
+
+impl Learn {
+    fn check(&self) -> Result<(), String> {
+        let weights = [self.video, self.stills, self.cells, self.changes];
+        match weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) && weights.iter().sum::<f64>() > 0.0 {
+            true => Ok(()),
+            false => Err("`learn`: weights are 0 or more, and one at least is above 0".into()),
+        }
+    }
+}
+
+/// The perceptual term of the loss.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Perceptual {
+    /// VGG-16's weights by torchvision's names: `vgg16-397923af.pth`, or a copy as safetensors.
+    pub weights: InputFile,
+    #[serde(default = "perceptual_weight")]
+    pub weight: f64,
+}
+
+fn perceptual_weight() -> f64 {
+    0.1
 }
 
 /// How far apart pixels are.
@@ -110,6 +172,7 @@ pub(crate) struct Part {
     pub(crate) frames: Option<usize>,
     pub(crate) motion_weight: f64,
     pub(crate) loss: PixelLoss,
+    pub(crate) learn: Learn,
     pub(crate) optimizer: OptimizerParams,
 }
 
@@ -126,6 +189,10 @@ impl Reconstruction {
         for part in self.parts() {
             part.check()?;
         }
+        self.mix.as_ref().map_or(Ok(()), Mix::check)?;
+        if let Some(Perceptual { weight, .. }) = self.perceptual.as_ref().filter(|term| !(term.weight >= 0.0)) {
+            return Err(format!("`perceptual.weight` is {weight}; it wants 0 or more"));
+        }
         self.upkeep.0.check()
     }
 
@@ -137,6 +204,7 @@ impl Reconstruction {
             frames: self.frames,
             motion_weight: self.motion_weight,
             loss: self.loss,
+            learn: self.learn.clone(),
             optimizer: self.optimizer.clone(),
         };
         if self.phases.is_empty() {
@@ -148,6 +216,7 @@ impl Reconstruction {
             frames: phase.frames.or(whole.frames),
             motion_weight: phase.motion_weight.unwrap_or(whole.motion_weight),
             loss: phase.loss.unwrap_or(whole.loss),
+            learn: phase.learn.clone().unwrap_or_else(|| whole.learn.clone()),
             optimizer: phase.optimizer.clone().unwrap_or_else(|| whole.optimizer.clone()),
         };
         self.phases.iter().map(part).collect()
@@ -165,6 +234,7 @@ impl Part {
         if !(self.motion_weight.is_finite() && self.motion_weight >= 0.0) {
             return Err(format!("`motion_weight` is {}; it wants 0 or more", self.motion_weight));
         }
+        self.learn.check()?;
         self.optimizer.check()
     }
 }
@@ -173,6 +243,8 @@ impl Part {
 pub(crate) trait Reconstruct: Module + Named {
     /// `vae` or `dldm`, as table `checkpoints` names it.
     const NAME: &'static str;
+    /// What [`Reconstruct::learn`] goes by beside the clip.
+    type Guide;
 
     fn init(preset: &str, seed: u64, device: &Device) -> Result<Self, StageError>;
 
@@ -180,6 +252,17 @@ pub(crate) trait Reconstruct: Module + Named {
 
     /// Whether the model has the sizes that [`Reconstruct::init`] gives it.
     fn is_preset(&self, preset: &str) -> Result<bool, StageError>;
+
+    /// Made once, from training clips f32 [1, 3, T, H, W]; the same in every try of a run.
+    fn guide(
+        &self,
+        learn: &[Learn],
+        clips: &mut dyn Iterator<Item = Result<Tensor<5>, StageError>>,
+        device: &Device,
+    ) -> Result<Self::Guide, StageError>;
+
+    /// What the model draws of training clips x f32 [B, 3, T, H, W] in [-1, 1].
+    fn learn(&self, x: Tensor<5>, learn: &Learn, guide: &Self::Guide) -> Result<Drawn, StageError>;
 
     /// x f32 [B, 3, T, H, W] in [-1, 1] to the same, and whatever is added to the loss.
     fn reconstruct(&self, x: Tensor<5>) -> Result<Reconstructed, StageError>;
@@ -199,6 +282,11 @@ pub(crate) trait Reconstruct: Module + Named {
         Ok(self)
     }
 
+    /// What the checkpoint holds of it.
+    fn published(&self) -> Vec<(String, TensorData)> {
+        weights::collect(self)
+    }
+
     fn config(&self) -> Value;
 }
 
@@ -210,6 +298,30 @@ pub(crate) struct Reconstructed {
     pub(crate) penalties: Vec<(&'static str, Tensor<1>)>,
 }
 
+/// What a model is taught by a minibatch.
+#[derive(Default)]
+pub(crate) struct Drawn {
+    pub(crate) pictures: Vec<Picture>,
+    /// Terms of the loss beside the distance of pixels, weighted, by name.
+    pub(crate) penalties: Vec<(&'static str, Tensor<1>)>,
+}
+
+/// Something drawn, and what it should have been: f32 [B, 3, T, H, W].
+pub(crate) struct Picture {
+    pub(crate) name: &'static str,
+    pub(crate) weight: f64,
+    pub(crate) video: Tensor<5>,
+    pub(crate) truth: Tensor<5>,
+}
+
+impl Picture {
+    pub(crate) fn video(video: Tensor<5>, truth: Tensor<5>, weight: f64) -> Picture {
+        Picture { name: PIXELS, weight, video, truth }
+    }
+}
+
+/// How many training clips [`Reconstruct::guide`] sees at most.
+const GUIDE_CLIPS: usize = 512;
 /// How many training clips [`Reconstruct::finish`] sees at most.
 const FINISH_CLIPS: usize = 64;
 /// How many held-out clips are looked at in a run, and at its end.
@@ -244,7 +356,7 @@ impl<M: Reconstruct> Reconstructor<M> {
     fn train(&self, unit: &Unit, out: &mut Output) -> Result<(), StageError> {
         let (params, ctx) = (&self.params, &self.ctx);
         let table = unit.table("frames").expect("the plan connects required ports");
-        let clips = ClipReader::new(table, ctx.memory_bytes / 2)?;
+        let mut clips = ClipReader::new(table, ctx.memory_bytes / 2)?;
         let parts = params.parts();
         if let Some(frames) = parts.iter().filter_map(|part| part.frames).find(|frames| *frames > clips.size[0]) {
             return Err(format!("`frames` is {frames}, but clips have {}", clips.size[0]).into());
@@ -252,20 +364,35 @@ impl<M: Reconstruct> Reconstructor<M> {
         let (train_rows, held) = held_out(table, 10);
         let device = device::parse(&ctx.device)?;
         let model = self.first_model(unit, &device.clone().autodiff())?;
+        if params.perceptual.is_none() && params.preset == "released" && M::NAME == "dldm" {
+            let remedy = "give VGG-16's weights as `perceptual = { weights = … }`";
+            tracing::warn!("{}: the loss has no perceptual term, which the released one has; {remedy}", unit.id);
+        }
+        let perceptual = match &params.perceptual {
+            Some(Perceptual { weights, weight }) => Some((Vgg::load(&Weights::open(&weights.0)?, &device)?, *weight)),
+            None => None,
+        };
         let orders = parts.iter().enumerate().map(|(phase, part)| {
             let seed = if phase == 0 { params.seed } else { mix(params.seed, phase as u64) };
-            Order::new(train_rows.len(), part.minibatch, seed)
+            mixing::order(params.mix.as_ref(), table, &train_rows, part.minibatch, seed)
         });
-        let orders = orders.collect();
+        let orders = orders.collect::<Result<_, _>>()?;
+        let learn: Vec<Learn> = parts.iter().map(|part| part.learn.clone()).collect();
+        let size = clips.size;
+        let step = train_rows.len().div_ceil(GUIDE_CLIPS);
+        let mut seen = train_rows.iter().step_by(step).map(|&row| Ok(normalise(&clips.clip(row)?, size, &device)?));
+        let guide = model.guide(&learn, &mut seen, &device)?;
         let mut lesson = Reconstructing::<M> {
             parts,
             orders,
             seed: params.seed,
+            backwards: params.backwards,
             clips,
             rows: train_rows,
             held,
             device,
-            model: self.model,
+            guide,
+            perceptual,
         };
         let phases = lesson.parts.iter();
         let phases = phases.map(|part| Phase { steps: part.steps, optimizer: part.optimizer.clone() }).collect();
@@ -321,7 +448,7 @@ impl<M: Reconstruct> Reconstructor<M> {
         metrics.extend(trained.figures.iter().map(|&(name, value)| (name.to_owned(), json!(value))));
         let publication = Publication {
             model: M::NAME,
-            tensors: weights::collect(&model),
+            tensors: model.published(),
             save_type: SaveType::F16,
             config: model.config().to_string(),
             notes: Vec::new(),
@@ -339,20 +466,23 @@ impl<M: Reconstruct> Reconstructor<M> {
 const PIXELS: &str = "pixels";
 
 /// The lesson: clips and their reconstructions.
-struct Reconstructing<'a, M> {
+struct Reconstructing<'a, M: Reconstruct> {
     parts: Vec<Part>,
     /// The order of the data, by phase.
     orders: Vec<Order>,
     seed: u64,
+    backwards: bool,
     clips: ClipReader<'a>,
     /// Rows of the table to train on, and those that are held out.
     rows: Vec<usize>,
     held: Vec<usize>,
     device: Device,
-    model: std::marker::PhantomData<M>,
+    guide: M::Guide,
+    /// The network of the perceptual term, and the term's weight.
+    perceptual: Option<(Vgg, f64)>,
 }
 
-impl<M> Reconstructing<'_, M> {
+impl<M: Reconstruct> Reconstructing<'_, M> {
     /// Table rows of a minibatch, each with the frame at which the piece starts.
     fn picks(&mut self, draw: Draw) -> Vec<(usize, usize)> {
         let clip_frames = self.clips.size[0];
@@ -388,19 +518,33 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
         let part = &self.parts[draw.phase];
         let [clip_frames, h, w] = self.clips.size;
         let frames = part.frames.unwrap_or(clip_frames);
-        let pixels = self.clips.minibatch(&picks, frames)?;
-        let x = Tensor::from_inner(minibatch_tensor(&pixels, [picks.len(), frames, h, w], &self.device)?);
-        let Reconstructed { video, penalties } = model.reconstruct(x.clone())?;
-        let error = match part.loss {
-            PixelLoss::L1 => (video - x.clone()).abs(),
-            PixelLoss::L2 => (video - x.clone()).square(),
-        };
-        let mut parts = vec![(PIXELS, f64::from(error.clone().mean().into_scalar::<f32>()))];
-        let mut total = weighted_mean(error, x, part.motion_weight);
-        for (name, penalty) in penalties {
-            parts.push((name, f64::from(penalty.clone().into_scalar::<f32>())));
-            total = total + penalty;
+        let mut pixels = self.clips.minibatch(&picks, frames)?;
+        if self.backwards {
+            for (place, clip) in pixels.chunks_mut(frames * h * w * 3).enumerate() {
+                if mix(!self.seed, draw.number << 16 | place as u64) & 1 == 1 {
+                    reverse(clip, h * w * 3);
+                }
+            }
         }
+        let x = Tensor::from_inner(minibatch_tensor(&pixels, [picks.len(), frames, h, w], &self.device)?);
+        let Drawn { pictures, mut penalties } = model.learn(x, &part.learn, &self.guide)?;
+        let value = |loss: &Tensor<1>| f64::from(loss.clone().into_scalar::<f32>());
+        let mut parts: Vec<_> = penalties.iter().map(|(name, penalty)| (*name, value(penalty))).collect();
+        for Picture { name, weight, video: drawn, truth } in pictures {
+            let error = match part.loss {
+                PixelLoss::L1 => (drawn.clone() - truth.clone()).abs(),
+                PixelLoss::L2 => (drawn.clone() - truth.clone()).square(),
+            };
+            parts.push((name, value(&error.clone().mean())));
+            if let (PIXELS, Some((vgg, weight))) = (name, &self.perceptual) {
+                let term = vgg.distance(truth.clone(), drawn)?;
+                parts.push(("perceptual", value(&term)));
+                penalties.push(("perceptual", term.mul_scalar(*weight)));
+            }
+            penalties.push((name, weighted_mean(error, truth, part.motion_weight).mul_scalar(weight)));
+        }
+        let total = penalties.into_iter().reduce(|(_, sum), (_, penalty)| ("", sum + penalty));
+        let (_, total) = total.expect("`Learn::check` wants one weight above 0");
         Ok(Losses { total, parts, amount: picks.len() as f64 })
     }
 
@@ -457,10 +601,36 @@ fn weighted_mean(error: Tensor<5>, x: Tensor<5>, motion_weight: f64) -> Tensor<1
     (error * weight.clone()).sum() / weight.sum()
 }
 
+/// The last frame first.
+fn reverse(clip: &mut [u8], frame_bytes: usize) {
+    let frames = clip.len() / frame_bytes;
+    for early in 0..frames / 2 {
+        let (front, back) = clip.split_at_mut((frames - 1 - early) * frame_bytes);
+        front[early * frame_bytes..][..frame_bytes].swap_with_slice(&mut back[..frame_bytes]);
+    }
+}
+
 /// u8 [B, T, H, W, 3] to f32 [B, 3, T, H, W] in [-1, 1].
 fn minibatch_tensor(pixels: &[u8], [b, t, h, w]: [usize; 4], device: &Device) -> Result<Tensor<5>, StageError> {
     let clips = pixels.chunks(t * h * w * 3).map(|clip| normalise(clip, [t, h, w], device));
     let clips = clips.collect::<Result<Vec<_>, _>>()?;
     debug_assert_eq!(clips.len(), b, "the pixels are those of `b` clips");
     Ok(Tensor::cat(clips, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clip_is_reversed_by_frames() {
+        for (mut clip, wanted) in [
+            (vec![1, 2, 3, 4, 5, 6], vec![5, 6, 3, 4, 1, 2]),
+            (vec![1, 2, 3, 4], vec![3, 4, 1, 2]),
+            (vec![1, 2], vec![1, 2]),
+        ] {
+            reverse(&mut clip, 2);
+            assert_eq!(clip, wanted);
+        }
+    }
 }

@@ -44,14 +44,18 @@ fn default_positions() -> usize {
 
 pub(crate) const PRESETS: &str = include_str!("../../presets/ar.toml");
 
+/// Names by which presets were known before.
+const ALIASES: [(&str, &str); 2] = [("vw1-300m", "300m"), ("cosmos-4b", "4b")];
+
 impl ArConfig {
-    /// The preset of that name, over `vocab_size` ids.
+    /// The preset of that name, over `vocab_size` ids: `tiny`, `small`, `300m` (also `vw1-300m`), `4b` (also `cosmos-4b`).
     ///
     /// # Errors
     /// The name is no preset; the message lists those that are.
     pub fn preset(name: &str, vocab_size: usize) -> Result<ArConfig> {
         let mut presets: toml::Table = toml::from_str(PRESETS).expect("presets/ar.toml is part of this crate");
-        let Some(toml::Value::Table(mut preset)) = presets.remove(name) else {
+        let own = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, own)| own);
+        let Some(toml::Value::Table(mut preset)) = presets.remove(own) else {
             let names: Vec<_> = presets.keys().map(String::as_str).collect();
             return Err(Error::Config(format!(
                 "unknown preset `{name}` of the decoder; there are {}",
@@ -114,7 +118,9 @@ mod tests {
 
     #[test]
     fn every_preset_is_a_sensible_decoder() {
-        for (name, layers) in [("tiny", 4), ("small", 12), ("vw1-300m", 24), ("cosmos-4b", 16)] {
+        for (name, layers) in
+            [("tiny", 4), ("small", 12), ("300m", 24), ("vw1-300m", 24), ("4b", 16), ("cosmos-4b", 16)]
+        {
             let config = ArConfig::preset(name, 1020).unwrap();
             assert_eq!((config.num_hidden_layers, config.vocab_size), (layers, 1020), "{name}");
         }

@@ -50,14 +50,22 @@ impl Decoder {
         let codes = Codes { context: context.reshape([b, n, d]), per_frame: self.queries };
         let [b, c, h, w] = first.dims();
         let frames = n / self.queries + 1;
-        let mut x = first.reshape([b, 1, c, h, w]).expand([b, frames, c, h, w]);
+        self.draw(first.reshape([b, 1, c, h, w]).expand([b, frames, c, h, w]), Some(&codes), tap)
+    }
+
+    /// Maps `[N, C, h, w]`, each as the first frame of a clip in which nothing follows -> `[N, 3, 1, H, W]`.
+    pub(super) fn stills(&self, maps: Tensor<4>) -> Tensor<5> {
+        self.draw(maps.unsqueeze_dim(1), None, &mut Tap::off())
+    }
+
+    fn draw(&self, mut x: Tensor<5>, codes: Option<&Codes>, tap: &mut Tap<'_>) -> Tensor<5> {
         x = self.mid_block_1.forward(x);
         tap.frames(format_args!("decoder.mid.block_1"), &x);
-        x = self.mid_attn.forward(x, &codes, |part| format!("decoder.mid.attn_1.{part}"), tap);
+        x = self.mid_attn.forward(x, codes, |part| format!("decoder.mid.attn_1.{part}"), tap);
         x = self.mid_block_2.forward(x);
         tap.frames(format_args!("decoder.mid.block_2"), &x);
         for (index, level) in self.up.iter().enumerate().rev() {
-            x = level.forward(x, &codes, index, tap);
+            x = level.forward(x, codes, index, tap);
         }
         x = self.norm_out.forward(x);
         tap.frames(format_args!("decoder.norm_out"), &x);
@@ -116,7 +124,7 @@ impl Level {
         }
     }
 
-    fn forward(&self, mut x: Tensor<5>, codes: &Codes, level: usize, tap: &mut Tap<'_>) -> Tensor<5> {
+    fn forward(&self, mut x: Tensor<5>, codes: Option<&Codes>, level: usize, tap: &mut Tap<'_>) -> Tensor<5> {
         for (index, block) in self.block.iter().enumerate() {
             x = block.forward(x);
             tap.frames(format_args!("decoder.up.{level}.block.{index}"), &x);
@@ -159,12 +167,21 @@ impl Attentions {
         }
     }
 
-    fn forward(&self, x: Tensor<5>, codes: &Codes, name: impl Fn(usize) -> String, tap: &mut Tap<'_>) -> Tensor<5> {
-        let frames = x.dims()[1];
-        let (first, later) = (x.clone().narrow(1, 0, 1), x.narrow(1, 1, frames - 1));
-        let later = self.cross.forward(later, codes.context.clone(), codes.per_frame);
-        tap.frames(format_args!("{}", name(0)), &later);
-        let x = self.space.within_frames(Tensor::cat(vec![first, later], 1));
+    fn forward(
+        &self,
+        mut x: Tensor<5>,
+        codes: Option<&Codes>,
+        name: impl Fn(usize) -> String,
+        tap: &mut Tap<'_>,
+    ) -> Tensor<5> {
+        if let Some(codes) = codes {
+            let frames = x.dims()[1];
+            let (first, later) = (x.clone().narrow(1, 0, 1), x.narrow(1, 1, frames - 1));
+            let later = self.cross.forward(later, codes.context.clone(), codes.per_frame);
+            tap.frames(format_args!("{}", name(0)), &later);
+            x = Tensor::cat(vec![first, later], 1);
+        }
+        let x = self.space.within_frames(x);
         tap.frames(format_args!("{}", name(1)), &x);
         let x = self.time.over_time(x);
         tap.frames(format_args!("{}", name(2)), &x);

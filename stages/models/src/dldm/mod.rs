@@ -156,12 +156,21 @@ impl Dldm {
     /// # Errors
     /// As [`Dldm::decode`].
     pub fn decode_tapped(&self, codes: Tensor<3>, first: Tensor<4>, tap: &mut Tap<'_>) -> Result<Tensor<5>> {
-        let (found, wanted) = (first.dims()[1], self.config.encoder_out_dim);
-        if found != wanted {
-            let reason = format!("dldm: the first frame's map has {found} channels; {wanted} are wanted");
-            return Err(Error::Input(reason));
-        }
+        self.check_map(first.dims()[1])?;
         Ok(self.decoder.forward(self.post_quantise(codes)?, first, tap))
+    }
+
+    /// Each latent frame drawn from its own map, as if it were the first of a clip: `[B, C, K, h, w] -> [B, 3, K, H, W]`.
+    /// The pictures are those of frames 0, 4, 8, … of the clip from which the maps come.
+    ///
+    /// # Errors
+    /// The maps' width differs from the configuration's.
+    pub fn stills(&self, maps: Tensor<5>) -> Result<Tensor<5>> {
+        let [b, c, k, h, w] = maps.dims();
+        self.check_map(c)?;
+        let pictures = self.decoder.stills(maps.swap_dims(1, 2).reshape([b * k, c, h, w]));
+        let [_, colours, _, height, width] = pictures.dims();
+        Ok(pictures.reshape([b, k, colours, height, width]).swap_dims(1, 2))
     }
 
     /// Codes of indices: `[B, N] -> [B, N, D]`.
@@ -199,6 +208,16 @@ impl Dldm {
             )));
         }
         Ok(within(&self.post_quant_conv, codes.reshape([b, n, d, 1, 1]), None))
+    }
+
+    fn check_map(&self, found: usize) -> Result<()> {
+        let wanted = self.config.encoder_out_dim;
+        match found == wanted {
+            true => Ok(()),
+            false => {
+                Err(Error::Input(format!("dldm: the first frame's map has {found} channels; {wanted} are wanted")))
+            }
+        }
     }
 
     fn check_frames(&self, x: &Tensor<5>) -> Result<()> {

@@ -24,7 +24,6 @@ pub(crate) fn product(inputs: usize, outputs: usize) {
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, Tensor};
-
     use vw2_kernels::Front;
 
     use super::*;

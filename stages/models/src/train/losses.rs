@@ -2,8 +2,7 @@
 //!
 //! Shapes: clips f32 [B, C, T, H, W] with pixels in [-1, 1]; features f32 [frames, C, H, W].
 //! Source: the Cosmos tokenizer losses that VideoWorld 2 trains its dLDM with.
-//! Differs: the perceptual loss on VGG-16 features (spec 3.7) is not here. It needs ImageNet weights that are published
-//! apart from VideoWorld 2, and may be added as an option that names their file. Optical flow is off upstream, too.
+//! Differs: the perceptual loss has a file of its own (`perceptual`), as it wants weights. Optical flow is off upstream, too.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};

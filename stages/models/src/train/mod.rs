@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod mixture;
 mod optim;
 pub mod order;
+pub mod perceptual;
 mod schedule;
 
 pub use grads::Grads;
