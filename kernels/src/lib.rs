@@ -18,12 +18,14 @@ pub mod launches;
 
 #[cfg(test)]
 mod check;
+mod lanes;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 pub use device::{DeviceError, available, numeric_class, parse};
 pub use ops::adamw::{AdamWStep, Stepped, adamw, squares};
 pub use ops::attention::{Order, Sight, attention};
+pub use ops::conv3d::{Front, Steps, conv3d};
 pub use ops::cross_entropy::cross_entropy;
 pub use ops::fsq::{fsq, fsq_bound, fsq_codes_to_indices, fsq_dequantise, fsq_indices};
 pub use ops::gate::gated;
@@ -38,6 +40,7 @@ pub use ops::swiglu::swiglu;
 /// All kernels, in the order of the data's way.
 pub static KERNELS: &[Kernel] = &[
     ops::picture::KERNEL,
+    ops::conv3d::KERNEL,
     ops::fsq::KERNEL,
     ops::attention::KERNEL,
     ops::adamw::KERNEL,

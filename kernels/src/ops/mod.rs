@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod conv3d;
 pub mod cross_entropy;
 pub mod fsq;
 pub mod gate;

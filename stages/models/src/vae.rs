@@ -18,6 +18,7 @@ mod tests;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use vw2_kernels::Front;
 
 use crate::error::{Error, Result};
 use crate::nn::{CausalConv3d, Init, Tap};
@@ -29,6 +30,10 @@ pub(crate) const PRESETS: &str = include_str!("../presets/vae.toml");
 
 /// A name that every VAE has.
 pub(crate) const PROBE: &str = "encoder.conv1.weight";
+
+/// What the frames of one window may take at the first level, f32. A handful of tensors of this size live at a time, so
+/// that a clip of 480 x 832 pixels is encoded within 8 GiB at released width, four frames at a time.
+const WINDOW_BYTES: usize = 1 << 30;
 
 /// Sizes of a VAE. Names are the published ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -175,7 +180,15 @@ impl Vae {
     /// # Errors
     /// As [`Vae::encode`].
     pub fn mu(&self, x: Tensor<5>) -> Result<Tensor<5>> {
-        self.mu_in_windows(x, self.config.temporal_window, &mut Tap::off())
+        let window = self.window(x.dims());
+        self.mu_in_windows(x, window, &mut Tap::off())
+    }
+
+    /// Frames at a time: as configured, or fewer where these would be larger than [`WINDOW_BYTES`] at the first level.
+    fn window(&self, [b, _, _, h, w]: [usize; 5]) -> usize {
+        let step = self.config.time_step();
+        let frame_bytes = 4 * b * self.config.dim * h * w;
+        (WINDOW_BYTES / frame_bytes.max(1) / step * step).clamp(step, self.config.temporal_window)
     }
 
     /// As [`Vae::mu`], with another window and a tap. Windows change the memory that is needed, not the result.
@@ -196,7 +209,7 @@ impl Vae {
             let part = x.clone().narrow(1, start, window.min(frames - start));
             parts.push(self.encoder.forward(part, &mut stream, tap));
         }
-        let moments = self.conv1.forward(Tensor::cat(parts, 1));
+        let moments = self.conv1.forward(Tensor::cat(parts, 1), Front::Zeros(0), None);
         Ok(moments.narrow(2, 0, self.config.z_dim).swap_dims(1, 2))
     }
 
@@ -207,7 +220,7 @@ impl Vae {
     pub fn moments(&self, x: Tensor<5>) -> Result<(Tensor<5>, Tensor<5>)> {
         self.check_frames(&x)?;
         let h = self.encoder.forward(x.swap_dims(1, 2), &mut Stream::once(), &mut Tap::off());
-        let moments = self.conv1.forward(h).swap_dims(1, 2);
+        let moments = self.conv1.forward(h, Front::Zeros(0), None).swap_dims(1, 2);
         let z = self.config.z_dim;
         Ok((moments.clone().narrow(1, 0, z), moments.narrow(1, z, z)))
     }
@@ -226,7 +239,7 @@ impl Vae {
     /// As [`Vae::decode`].
     pub fn decode_tapped(&self, z: Tensor<5>, tap: &mut Tap<'_>) -> Result<Tensor<5>> {
         self.check_latents(&z)?;
-        let x = self.conv2.forward(self.denormalise(z).swap_dims(1, 2));
+        let x = self.conv2.forward(self.denormalise(z).swap_dims(1, 2), Front::Zeros(0), None);
         tap.frames(format_args!("conv2"), &x);
         let mut stream = Stream::keeping();
         let frames = (0..x.dims()[1]).map(|index| {
@@ -242,7 +255,7 @@ impl Vae {
     /// As [`Vae::decode`].
     pub fn decode_means(&self, mu: Tensor<5>) -> Result<Tensor<5>> {
         self.check_latents(&mu)?;
-        let x = self.conv2.forward(mu.swap_dims(1, 2));
+        let x = self.conv2.forward(mu.swap_dims(1, 2), Front::Zeros(0), None);
         Ok(self.decoder.forward(x, &mut Stream::once(), &mut Tap::off()).swap_dims(1, 2))
     }
 

@@ -7,10 +7,10 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::silu;
 use burn::tensor::ops::AvgPoolOptions;
 use burn::tensor::{Tensor, module};
-use vw2_kernels::{Sight, attention};
+use vw2_kernels::{Front, Sight, Steps, attention};
 
 use super::config::Halve;
-use crate::nn::causal_conv3d::{Steps, double_space, repeat_first};
+use crate::nn::causal_conv3d::{double_space, repeat_first};
 use crate::nn::{CausalConv3d, Init, Linear};
 use crate::weights::{Named, Names, Visitor};
 
@@ -21,6 +21,11 @@ pub(super) fn walk_conv<V: Visitor>(names: &mut Names<'_, V>, name: &str, conv: 
 
 pub(super) fn pointwise(init: &mut Init, inputs: usize, outputs: usize) -> CausalConv3d {
     CausalConv3d::new(init, inputs, outputs, [1; 3])
+}
+
+/// A convolution within each frame. Adds the result to `onto` if that is given.
+pub(super) fn within(conv: &CausalConv3d, x: Tensor<5>, onto: Option<Tensor<5>>) -> Tensor<5> {
+    conv.forward(x, Front::Zeros(0), onto)
 }
 
 /// Convolution over space, then over time.
@@ -38,8 +43,9 @@ impl Factorised {
         }
     }
 
-    pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        self.time.forward_repeating_first(self.space.forward(x))
+    /// Adds the result to `onto` if that is given.
+    pub(super) fn forward(&self, x: Tensor<5>, onto: Option<Tensor<5>>) -> Tensor<5> {
+        self.time.forward_repeating_first(within(&self.space, x, None), onto)
     }
 }
 
@@ -101,12 +107,13 @@ impl Residual {
     }
 
     pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        let y = self.conv1.forward(silu(self.norm1.forward(x.clone())));
-        let y = self.conv2.forward(silu(self.norm2.forward(y)));
-        match &self.nin_shortcut {
-            Some(shortcut) => shortcut.forward(x) + y,
-            None => x + y,
-        }
+        let y = self.conv1.forward(silu(self.norm1.forward(x.clone())), None);
+        let y = silu(self.norm2.forward(y));
+        let x = match &self.nin_shortcut {
+            Some(shortcut) => within(shortcut, x, None),
+            None => x,
+        };
+        self.conv2.forward(y, Some(x))
     }
 }
 
@@ -141,14 +148,14 @@ impl SelfAttention {
 
     fn qkv(&self, x: &Tensor<5>) -> [Tensor<5>; 3] {
         let normed = self.norm.forward(x.clone());
-        [&self.q, &self.k, &self.v].map(|conv| conv.forward(normed.clone()))
+        [&self.q, &self.k, &self.v].map(|conv| within(conv, normed.clone(), None))
     }
 
     pub(super) fn within_frames(&self, x: Tensor<5>) -> Tensor<5> {
         let [b, t, c, h, w] = x.dims();
         let [q, k, v] = self.qkv(&x).map(|part| part.reshape([b * t, 1, c, h * w]).swap_dims(2, 3)); // [B*T, 1, N, C]
         let y = attention(q, k, v, &Sight::all()).swap_dims(2, 3).reshape([b, t, c, h, w]);
-        x + self.proj_out.forward(y)
+        within(&self.proj_out, y, Some(x))
     }
 
     pub(super) fn over_time(&self, x: Tensor<5>) -> Tensor<5> {
@@ -156,7 +163,7 @@ impl SelfAttention {
         let to_rows = |part: Tensor<5>| part.permute([0, 3, 4, 1, 2]).reshape([b * h * w, 1, t, c]); // [B*N, 1, T, C]
         let [q, k, v] = self.qkv(&x).map(to_rows);
         let y = attention(q, k, v, &Sight::causal());
-        x + self.proj_out.forward(y.reshape([b, h, w, t, c]).permute([0, 3, 4, 1, 2]))
+        within(&self.proj_out, y.reshape([b, h, w, t, c]).permute([0, 3, 4, 1, 2]), Some(x))
     }
 }
 
@@ -193,12 +200,12 @@ impl CrossAttention {
     pub(super) fn forward(&self, x: Tensor<5>, context: Tensor<3>, per_frame: usize) -> Tensor<5> {
         let [b, t, c, h, w] = x.dims();
         let tokens = context.dims()[1];
-        let q = self.q_proj.forward(self.norm.forward(x.clone()));
+        let q = within(&self.q_proj, self.norm.forward(x.clone()), None);
         let q = q.permute([0, 1, 3, 4, 2]).reshape([b, 1, t * h * w, c]);
         let kv = self.kv_proj.forward(context).reshape([b, 1, tokens, 2 * c]);
         let (k, v) = (kv.clone().narrow(3, 0, c), kv.narrow(3, c, c));
         let y = attention(q, k, v, &Sight::frames(h * w, per_frame)).reshape([b, t, h, w, c]).permute([0, 1, 4, 2, 3]);
-        x + self.proj_out.forward(y)
+        within(&self.proj_out, y, Some(x))
     }
 }
 
@@ -231,15 +238,15 @@ impl Downsample {
     pub(super) fn forward(&self, mut x: Tensor<5>) -> Tensor<5> {
         if let Some(conv) = &self.conv1 {
             // Zeros stand at the right and at the bottom only. Sizes are even, so the average does not reach them.
-            let padded = x.clone().pad([(0, 1), (0, 1)], 0.0);
-            x = conv.forward_with(padded, Steps { time: 1, space: 2, pad: 0 }) + halve_space(x);
+            let steps = Steps { time: 1, space: 2, pad: [0, 1] };
+            x = conv.forward_with(x.clone(), Front::Zeros(0), steps, Some(halve_space(x)));
         }
         if let Some(conv) = &self.conv2 {
-            x = repeat_first(x, 1);
-            x = conv.forward_with(repeat_first(x.clone(), 1), Steps { time: 2, space: 1, pad: 0 }) + halve_time(x);
+            let steps = Steps { time: 2, space: 1, pad: [0, 0] };
+            x = conv.forward_with(x.clone(), Front::First(2), steps, Some(halve_time(repeat_first(x, 1))));
         }
         match &self.conv3 {
-            Some(conv) => conv.forward(x),
+            Some(conv) => within(conv, x, None),
             None => x,
         }
     }
@@ -271,14 +278,14 @@ impl Upsample {
     pub(super) fn forward(&self, mut x: Tensor<5>) -> Tensor<5> {
         if let Some(conv) = &self.conv1 {
             x = double_time(x);
-            x = conv.forward_repeating_first(x.clone()) + x;
+            x = conv.forward_repeating_first(x.clone(), Some(x));
         }
         if let Some(conv) = &self.conv2 {
             x = double_space(x);
-            x = conv.forward(x.clone()) + x;
+            x = within(conv, x.clone(), Some(x));
         }
         match &self.conv3 {
-            Some(conv) => conv.forward(x),
+            Some(conv) => within(conv, x, None),
             None => x,
         }
     }

@@ -44,7 +44,7 @@ impl Decoder {
 
     /// Tokens `[B, N, z_channels, 1, 1]` and the first frame's map `[B, C, h, w]` -> frames `[B, 3, T, H, W]`.
     pub(super) fn forward(&self, tokens: Tensor<5>, first: Tensor<4>, tap: &mut Tap<'_>) -> Tensor<5> {
-        let context = self.conv_in.forward(tokens);
+        let context = self.conv_in.forward(tokens, None);
         tap.frames(format_args!("decoder.conv_in"), &context);
         let [b, n, d, ..] = context.dims();
         let codes = Codes { context: context.reshape([b, n, d]), per_frame: self.queries };
@@ -69,7 +69,7 @@ impl Decoder {
         }
         x = self.norm_out.forward(x);
         tap.frames(format_args!("decoder.norm_out"), &x);
-        self.unpatcher.unpatch(self.conv_out.forward(silu(x)))
+        self.unpatcher.unpatch(self.conv_out.forward(silu(x), None))
     }
 }
 

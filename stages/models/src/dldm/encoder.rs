@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
-use super::blocks::{Downsample, Factorised, FrameNorm, Residual, SelfAttention, pointwise, walk_conv};
+use super::blocks::{Downsample, Factorised, FrameNorm, Residual, SelfAttention, pointwise, walk_conv, within};
 use super::config::DldmConfig;
 use super::patcher::Patcher;
 use super::qformer::QFormer;
@@ -49,7 +49,7 @@ impl Encoder {
 
     /// Feature map, frames first: `[B, 3, T, H, W] -> [B, K, C, h, w]`.
     pub(super) fn features(&self, x: Tensor<5>, tap: &mut Tap<'_>) -> Tensor<5> {
-        let mut x = self.conv_in.forward(self.patcher.patch(x));
+        let mut x = self.conv_in.forward(self.patcher.patch(x), None);
         tap.frames(format_args!("encoder.conv_in"), &x);
         for (index, level) in self.down.iter().enumerate() {
             x = level.forward(x, index, tap);
@@ -66,7 +66,7 @@ impl Encoder {
     pub(super) fn tokens(&self, h: Tensor<5>, tap: &mut Tap<'_>) -> Tensor<5> {
         let tokens = self.qformer.forward(h, tap);
         let [b, n, d] = tokens.dims();
-        let z = self.outproj.forward(tokens.reshape([b, n, d, 1, 1]));
+        let z = within(&self.outproj, tokens.reshape([b, n, d, 1, 1]), None);
         tap.frames(format_args!("encoder.outproj_ldm"), &z);
         z
     }

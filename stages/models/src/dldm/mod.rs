@@ -29,7 +29,7 @@ pub use patcher::Patcher;
 use crate::error::{Error, Result};
 use crate::nn::{CausalConv3d, Init, Tap};
 use crate::weights::{Named, Names, Visitor, Weights, load};
-use blocks::{Residual, pointwise, walk_conv};
+use blocks::{Residual, pointwise, walk_conv, within};
 use decoder::Decoder;
 use encoder::Encoder;
 
@@ -125,7 +125,7 @@ impl Dldm {
             return Err(Error::Input(format!("dldm: a clip of 1 frame has no codes; take {least} frames or more")));
         }
         let h = self.encoder.features(x, tap);
-        let query = self.quant_conv.forward(self.encoder.tokens(h.clone(), tap));
+        let query = within(&self.quant_conv, self.encoder.tokens(h.clone(), tap), None);
         let [b, n, d, ..] = query.dims();
         let query = query.reshape([b, n, d]);
         let codes = fsq(query.clone(), &self.config.levels);
@@ -207,7 +207,7 @@ impl Dldm {
                 "dldm: {n} codes of {d} dimensions; wanted are {embedding_dim} dimensions and a multiple of {queries} codes"
             )));
         }
-        Ok(self.post_quant_conv.forward(codes.reshape([b, n, d, 1, 1])))
+        Ok(within(&self.post_quant_conv, codes.reshape([b, n, d, 1, 1]), None))
     }
 
     fn check_map(&self, found: usize) -> Result<()> {

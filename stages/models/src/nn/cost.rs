@@ -24,6 +24,7 @@ pub(crate) fn product(inputs: usize, outputs: usize) {
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, Tensor};
+    use vw2_kernels::Front;
 
     use super::*;
     use crate::nn::{CausalConv3d, Init, Linear};
@@ -35,7 +36,7 @@ mod tests {
         let (linear, conv) = (Linear::new(init, 5, 7, true), CausalConv3d::new(init, 2, 3, [3, 3, 3]));
         let (_, flops) = counted(|| linear.forward(Tensor::<3>::zeros([2, 4, 5], &device)));
         assert_eq!(flops, 2.0 * 8.0 * 5.0 * 7.0);
-        let (_, flops) = counted(|| conv.forward(Tensor::<5>::zeros([1, 6, 2, 4, 4], &device)));
+        let (_, flops) = counted(|| conv.forward(Tensor::zeros([1, 6, 2, 4, 4], &device), Front::Zeros(0), None));
         assert_eq!(flops, 2.0 * (4.0 * 16.0 * 3.0) * (2.0 * 27.0));
     }
 }

@@ -9,7 +9,7 @@ pub mod norm;
 pub mod rotary;
 pub mod tap;
 
-pub use causal_conv3d::{CausalConv3d, convolve};
+pub use causal_conv3d::CausalConv3d;
 pub use init::Init;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};

@@ -1,13 +1,12 @@
 //! The layers of the VAE. All take and give frames first: `[B, T, C, H, W]`.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
-use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Tensor, module};
-use vw2_kernels::{Sight, attention};
+use vw2_kernels::{Front, Sight, Steps, attention, conv3d};
 
 use super::stream::{Stream, causal, zero_frames};
-use crate::nn::causal_conv3d::{Steps, double_space};
+use crate::nn::causal_conv3d::double_space;
 use crate::nn::{CausalConv3d, Init, Tap};
 use crate::weights::{Named, Names, Visitor};
 
@@ -40,12 +39,13 @@ impl Residual {
     }
 
     pub(super) fn forward(&self, x: Tensor<5>, stream: &mut Stream) -> Tensor<5> {
-        let y = causal(&self.conv1, silu(rms_norm(x.clone(), &self.gamma1)), stream);
-        let y = causal(&self.conv2, silu(rms_norm(y, &self.gamma2)), stream);
-        match &self.shortcut {
-            Some(shortcut) => y + shortcut.forward(x),
-            None => y + x,
-        }
+        let y = causal(&self.conv1, silu(rms_norm(x.clone(), &self.gamma1)), stream, None);
+        let y = silu(rms_norm(y, &self.gamma2));
+        let x = match &self.shortcut {
+            Some(shortcut) => shortcut.forward(x, Front::Zeros(0), None),
+            None => x,
+        };
+        causal(&self.conv2, y, stream, Some(x))
     }
 }
 
@@ -116,10 +116,15 @@ impl Attention {
 
     pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         let [b, t, c, h, w] = x.dims();
-        let qkv = self.to_qkv.forward(rms_norm(x.clone(), &self.gamma), 1, 0).reshape([b * t, 1, 3 * c, h * w]);
+        let qkv = self.to_qkv.forward(rms_norm(x.clone(), &self.gamma), Steps::same(1), None).reshape([
+            b * t,
+            1,
+            3 * c,
+            h * w,
+        ]);
         let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(2, part * c, c).swap_dims(2, 3)); // [B*T, 1, N, C]
         let y = attention(q, k, v, &Sight::all()).swap_dims(2, 3).reshape([b, t, c, h, w]);
-        x + self.proj.forward(y, 1, 0)
+        self.proj.forward(y, Steps::same(1), Some(x))
     }
 }
 
@@ -148,23 +153,19 @@ impl Down {
 
     pub(super) fn forward(&self, x: Tensor<5>, stream: &mut Stream) -> Tensor<5> {
         // Padding stands at the right and at the bottom only.
-        let padded = x.pad([(0, 1), (0, 1)], 0.0);
-        let x = self.resample.forward(padded, 2, 0);
+        let x = self.resample.forward(x, Steps { time: 1, space: 2, pad: [0, 1] }, None);
         let Some(conv) = &self.time_conv else { return x };
         let past = stream.take();
-        stream.put(&x, 1);
-        let (first, x) = match past {
-            Some(past) => (None, Tensor::cat(vec![past, x], 1)),
-            None => (Some(x.clone().narrow(1, 0, 1)), x),
-        };
+        stream.put(&[&x], 1);
+        let steps = Steps { time: 2, space: 1, pad: [0, 0] };
+        if let Some(past) = past {
+            return conv.forward_with(x, Front::Frames(past), steps, None);
+        }
         if x.dims()[1] <= conv.context() {
-            return first.unwrap_or(x);
+            return x;
         }
-        let rest = conv.forward_with(x, Steps { time: 2, space: 1, pad: 0 });
-        match first {
-            Some(first) => Tensor::cat(vec![first, rest], 1),
-            None => rest,
-        }
+        let first = x.clone().narrow(1, 0, 1);
+        Tensor::cat(vec![first, conv.forward_with(x, Front::Zeros(0), steps, None)], 1)
     }
 }
 
@@ -197,7 +198,7 @@ impl Up {
             Some(conv) => double_time(conv, x, stream),
             None => x,
         };
-        self.resample.forward(double_space(x), 1, 1)
+        self.resample.forward(double_space(x), Steps::same(3), None)
     }
 }
 
@@ -216,19 +217,19 @@ fn double_time(conv: &CausalConv3d, x: Tensor<5>, stream: &mut Stream) -> Tensor
     let context = conv.context();
     let [b, t, c, h, w] = x.dims();
     let (first, past, rest) = match stream.take() {
-        Some(past) => (None, past, (t > 0).then_some(x)),
+        Some(past) => (None, past, Some(x)),
         None => {
             let rest = (t > 1).then(|| x.clone().narrow(1, 1, t - 1));
             (Some(x.clone().narrow(1, 0, 1)), zero_frames(&x, context), rest)
         }
     };
-    let seen = match rest {
-        Some(rest) => Tensor::cat(vec![past, rest], 1),
-        None => past,
-    };
+    let seen: Vec<&Tensor<5>> = std::iter::once(&past).chain(&rest).collect();
     stream.put(&seen, context);
-    let count = seen.dims()[1] - context;
-    let doubled = (count > 0).then(|| conv.forward(seen).reshape([b, 2 * count, c, h, w]));
+    let doubled = rest.map(|rest| {
+        let count = rest.dims()[1];
+        let pairs = conv.forward(rest, Front::Frames(past), None); // [B, count, 2 C, H, W]
+        pairs.reshape([b, 2 * count, c, h, w])
+    });
     Tensor::cat(first.into_iter().chain(doubled).collect(), 1)
 }
 
@@ -244,7 +245,7 @@ impl Head {
     }
 
     pub(super) fn forward(&self, x: Tensor<5>, stream: &mut Stream) -> Tensor<5> {
-        causal(&self.conv, silu(rms_norm(x, &self.gamma)), stream)
+        causal(&self.conv, silu(rms_norm(x, &self.gamma)), stream, None)
     }
 }
 
@@ -268,12 +269,8 @@ impl Conv2d {
         Conv2d { weight: init.uniform([outputs, inputs, kernel, kernel], bound), bias: init.constant([outputs], 0.0) }
     }
 
-    pub(super) fn forward(&self, x: Tensor<5>, step: usize, pad: usize) -> Tensor<5> {
-        let [b, t, c, h, w] = x.dims();
-        let options = ConvOptions::new([step; 2], [pad; 2], [1; 2], 1);
-        let y = module::conv2d(x.reshape([b * t, c, h, w]), self.weight.val(), Some(self.bias.val()), options);
-        let [_, c, h, w] = y.dims();
-        y.reshape([b, t, c, h, w])
+    pub(super) fn forward(&self, x: Tensor<5>, steps: Steps, onto: Option<Tensor<5>>) -> Tensor<5> {
+        conv3d(x, Front::Zeros(0), self.weight.val().unsqueeze_dim(2), self.bias.val(), steps, onto)
     }
 }
 

@@ -37,7 +37,7 @@ impl Encoder {
 
     pub(super) fn forward(&self, x: Tensor<5>, stream: &mut Stream, tap: &mut Tap<'_>) -> Tensor<5> {
         stream.rewind();
-        let mut x = causal(&self.conv1, x, stream);
+        let mut x = causal(&self.conv1, x, stream, None);
         tap.frames(format_args!("encoder.conv1"), &x);
         for (index, layer) in self.downsamples.iter().enumerate() {
             x = layer.forward(x, stream);
@@ -89,7 +89,7 @@ impl Decoder {
 
     pub(super) fn forward(&self, x: Tensor<5>, stream: &mut Stream, tap: &mut Tap<'_>) -> Tensor<5> {
         stream.rewind();
-        let mut x = causal(&self.conv1, x, stream);
+        let mut x = causal(&self.conv1, x, stream, None);
         tap.frames(format_args!("decoder.conv1"), &x);
         x = self.middle.forward(x, stream, "decoder", tap);
         for (index, layer) in self.upsamples.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Memory of a causal network between the calls in which a clip passes.
 
 use burn::tensor::Tensor;
+use vw2_kernels::Front;
 
 use crate::nn::CausalConv3d;
 
@@ -35,13 +36,17 @@ impl Stream {
         self.slots[self.next].take()
     }
 
-    /// Ends the turn of a convolution: it keeps the last `count` frames of `seen`.
-    pub(super) fn put(&mut self, seen: &Tensor<5>, count: usize) {
+    /// Ends the turn of a convolution that saw these frames, one part after the other: it keeps the last `count` of them.
+    pub(super) fn put(&mut self, seen: &[&Tensor<5>], count: usize) {
         if self.keep {
-            let frames = seen.dims()[1];
-            // Frame by frame, so that the concatenation copies; a plain slice would keep all of `seen` alive.
-            let last = (frames - count..frames).map(|index| seen.clone().narrow(1, index, 1));
-            self.slots[self.next] = Some(Tensor::cat(last.collect(), 1));
+            // Frame by frame, so that the concatenation copies; a plain slice would keep all that was seen alive.
+            let frames = seen.iter().rev().flat_map(|part| {
+                let count = part.dims()[1];
+                (0..count).rev().map(|index| Tensor::clone(part).narrow(1, index, 1))
+            });
+            let mut last: Vec<Tensor<5>> = frames.take(count).collect();
+            last.reverse();
+            self.slots[self.next] = Some(Tensor::cat(last, 1));
         }
         self.next += 1;
     }
@@ -52,14 +57,13 @@ pub(super) fn zero_frames(like: &Tensor<5>, count: usize) -> Tensor<5> {
     Tensor::zeros([b, count, c, h, w], (&like.device(), like.dtype()))
 }
 
-/// A convolution over time whose frames before the first are zeros.
-pub(super) fn causal(conv: &CausalConv3d, x: Tensor<5>, stream: &mut Stream) -> Tensor<5> {
+/// A convolution over time whose frames before the first are zeros. Adds the result to `onto` if that is given.
+pub(super) fn causal(conv: &CausalConv3d, x: Tensor<5>, stream: &mut Stream, onto: Option<Tensor<5>>) -> Tensor<5> {
     let context = conv.context();
     if context == 0 {
-        return conv.forward(x);
+        return conv.forward(x, Front::Zeros(0), onto);
     }
     let past = stream.take().unwrap_or_else(|| zero_frames(&x, context));
-    let x = Tensor::cat(vec![past, x], 1);
-    stream.put(&x, context);
-    conv.forward(x)
+    stream.put(&[&past, &x], context);
+    conv.forward(x, Front::Frames(past), onto)
 }
