@@ -233,7 +233,7 @@ mod cube {
 
 /// Case: [frames, rows of a frame, width]. The input is x, y and gate, one behind the other.
 pub(crate) const KERNEL: Kernel = Kernel {
-    name: "gated",
+    name: "gate",
     cases: &[&[1, 1, 1], &[3, 5, 7], &[2, 40, 33]],
     sizes: &[&[6, 390, 2048]],
     inputs: reference::inputs,
