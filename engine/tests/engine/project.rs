@@ -124,7 +124,7 @@ impl Project {
         change(&mut options);
         let store = self.store();
         let progress = options.progress.clone();
-        let report = within(30, move || run(&plan, &store, &options), || format!("{:#?}", progress.snapshot()));
+        let report = within(120, move || run(&plan, &store, &options), || format!("{:#?}", progress.snapshot()));
         report.unwrap_or_else(|e| panic!("{e}"))
     }
 
