@@ -127,7 +127,8 @@ def dit_pass(small, device, dtype):
     noise = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)
     x, hint, time = noise(1, t, n, 72), noise(1, t, n, 68), noise(1, t, width)
     # The context is filled with zero tokens, which take part.
-    tokens = torch.cat((noise(1, 92, context), torch.zeros(1, 420, context, device=device, dtype=dtype)), 1)
+    given, zeros = (32, 0) if small else (92, 420)
+    tokens = torch.cat((noise(1, given, context), torch.zeros(1, zeros, context, device=device, dtype=dtype)), 1)
     rotary = places(t * n, width // heads, x)
 
     @torch.no_grad()

@@ -106,7 +106,7 @@ fn dit_pass(small: bool, device: &Device) -> Outcome<(String, Box<dyn FnMut() ->
         times: Tensor::ones([1, t], device),
         mask: config.condition_mask.then(|| Tensor::zeros([1, 1, t, h, w], device)),
         padding: None,
-        context: noise([1, 92, config.crossattn_emb_channels], device),
+        context: noise([1, config.context_tokens.min(92), config.crossattn_emb_channels], device),
         hint: (config.control_blocks > 0).then(|| noise(shape, device)),
         rotary: dit.rotary([t, h, w], None, device),
     };
