@@ -85,6 +85,14 @@ preset = "tiny"
 steps = 1
 minibatch = 1
 path = "out/dit"
+[stage.joint]
+kind = "train-joint"
+input = "frames"
+weights = {{ vae = {vae}, dldm = {dldm}, dit = {dit} }}
+steps = 1
+minibatch = 1
+checks = 1
+path = "out/joint"
 [stage.ar]
 kind = "train-ar"
 input = "codes"

@@ -77,8 +77,8 @@ mod tests {
             let params = toml::from_str(&format!("recipe = {recipe}\npath = \"out\"")).unwrap();
             (kind(name).parse)(params).err().unwrap().to_string()
         };
-        let error = parse("train-dldm", "\"relased\"");
-        assert!(error.contains("\"relased\"") && error.contains("`paper`, `released`, `tiny`"), "{error}");
+        let error = parse("train-dldm", "\"latest\"");
+        assert!(error.contains("\"latest\"") && error.contains("`paper`, `released`, `tiny`"), "{error}");
         assert!(parse("train-dldm", "3").contains("`recipe` is 3"));
     }
 }
