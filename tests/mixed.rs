@@ -199,7 +199,7 @@ fn a_training_stage_draws_sub_datasets_in_proportion() {
     assert_eq!(project.run(&["--only", "vae"]).executed(), "");
     for (mix, told) in [
         ("{ weights = { bridge = 1, craft = 1 } }", "`mix` has no weight for the sub-dataset `rt1`"),
-        ("{ weights = { brige = 1 } }", "`mix.weights` names `brige`, but the sub-datasets are"),
+        ("{ weights = { bridge = 1 } }", "`mix.weights` names `brige`, but the sub-datasets are"),
         ("{ weights = { craft = -1 } }", "`mix.weights.craft` is -1"),
     ] {
         let text = fs::read_to_string(project.path(PIPELINE)).unwrap();

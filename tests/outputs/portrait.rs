@@ -45,7 +45,7 @@ impl Portrait {
                 batches.build().unwrap().for_each(|batch| self.columns(&batch.unwrap()));
             }
             "safetensors" => self.tensors(&fs::read(path).unwrap()),
-            "json" | "svg" | "md" => self.prose(&fs::read_to_string(path).unwrap()),
+            "json" | "svg" | "md" | "html" => self.prose(&fs::read_to_string(path).unwrap()),
             "png" => {
                 let picture = image::load_from_memory(&fs::read(path).unwrap()).unwrap().to_rgb8();
                 self.text(&format!("{:?}", picture.dimensions()));

@@ -126,17 +126,18 @@ fn components(rows: &[Vec<f32>], count: usize) -> Vec<Vec<f32>> {
     kept.map(|(direction, variance)| direction.iter().map(|value| (value / variance.sqrt()) as f32).collect()).collect()
 }
 
-/// Gram and Schmidt; what depends on the directions before it becomes 0.
+/// Gram and Schmidt; what depends on the directions before it, but for rounding, becomes 0.
 fn orthonormalise(basis: &mut [Vec<f64>]) {
     for index in 0..basis.len() {
         let (done, rest) = basis.split_at_mut(index);
         let direction = &mut rest[0];
+        let least = 1e-9 * dot(direction, direction).sqrt();
         for other in done.iter() {
             let shared = dot(other, direction);
             direction.iter_mut().zip(other).for_each(|(value, other)| *value -= shared * other);
         }
         let length = dot(direction, direction).sqrt();
-        let scale = if length > 1e-30 { length.recip() } else { 0.0 };
+        let scale = if length > least { length.recip() } else { 0.0 };
         direction.iter_mut().for_each(|value| *value *= scale);
     }
 }

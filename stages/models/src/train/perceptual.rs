@@ -6,8 +6,8 @@
 //! follow from the file. The weights are published apart from VideoWorld 2, and are no part of this program.
 
 use burn::tensor::activation::relu;
-use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Tensor, TensorData, module};
+use burn::tensor::{Device, Tensor, TensorData};
+use vw2_kernels::{Front, Steps, conv3d};
 
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -97,7 +97,9 @@ fn halved(x: Tensor<4>) -> Tensor<4> {
 }
 
 fn convolved(x: Tensor<4>, weight: &Tensor<4>, bias: &Tensor<1>) -> Tensor<4> {
-    module::conv2d(x, weight.clone(), Some(bias.clone()), ConvOptions::new([1, 1], [1, 1], [1, 1], 1))
+    let [outputs, inputs, kh, kw] = weight.dims();
+    let weight = weight.clone().reshape([outputs, inputs, 1, kh, kw]);
+    conv3d(x.unsqueeze_dim(1), Front::Zeros(0), weight, bias.clone(), Steps::same(kh), None).squeeze_dim(1)
 }
 
 #[cfg(test)]
