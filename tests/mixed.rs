@@ -13,7 +13,7 @@ use super::project::{PIPELINE, Project, weights};
 
 /// How an episode keeps its pictures.
 #[derive(Clone, Copy)]
-enum Kept {
+pub(crate) enum Kept {
     Png,
     Raw,
     /// All in one array, [T, 3, H, W].
@@ -29,7 +29,7 @@ fn frame(episode: u32, step: u32) -> RgbImage {
 }
 
 /// An episode of 20 steps, of which the first `bad` have no picture.
-fn episode(number: u32, kept: Kept, bad: usize) -> Vec<u8> {
+pub(crate) fn episode(number: u32, kept: Kept, bad: usize) -> Vec<u8> {
     let steps: Vec<u32> = (0..20).collect();
     let mut pickle = Pickle::new();
     pickle.dict(&[()], |pickle, ()| {

@@ -19,6 +19,7 @@ use vw2_engine::spec::PipelineSpec;
 use vw2_engine::store::Store;
 use vw2_stages::STAGES;
 
+use super::mixed::{Kept, episode};
 use super::project::{Project, weights};
 use super::repository;
 use portrait::Portrait;
@@ -41,6 +42,9 @@ memory = "2GiB"
 [stage.videos]
 kind = "videos"
 root = "videos"
+[stage.episodes]
+kind = "openx"
+root = "openx"
 [stage.clips]
 kind = "slice"
 input = "videos"
@@ -126,6 +130,7 @@ path = "out/report"
 #[test]
 fn a_kind_whose_results_change_has_another_version() {
     let project = Project::with_clips(1);
+    project.write("openx/bridge/raw.pickle", episode(4, Kept::Raw, 0));
     let text = pipeline();
     project.write("outputs.toml", &text);
     let done = project.vw2(&["run", "outputs.toml"]);
