@@ -140,7 +140,7 @@ fn rows_differ(shared: &Shared, before: &[MemoRow], now: &[MemoRow], done: &Done
     if names(before) != names(now) {
         return Ok(Some(format!("it yields rows {}, and the store has {}", names(now), names(before))));
     }
-    for (before, now) in before.iter().zip(now).filter(|(before, now)| before.content != now.content) {
+    if let Some((before, now)) = before.iter().zip(now).find(|(before, now)| before.content != now.content) {
         let row = if now.name.is_empty() { String::new() } else { format!("row `{}`: ", now.name) };
         if before.files != now.files {
             let file = now.files.iter().find(|file| !before.files.contains(file)).or(before.files.first());

@@ -252,27 +252,32 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> __m512 {
+            // SAFETY: the caller's.
             unsafe { _mm512_loadu_ps(from) }
         }
 
         #[inline(always)]
         unsafe fn store(vector: __m512, to: *mut f32) {
+            // SAFETY: the caller's.
             unsafe { _mm512_storeu_ps(to, vector) }
         }
 
         #[inline(always)]
         unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the caller's.
             unsafe { _mm512_add_ps(a, b) }
         }
 
         #[inline(always)]
         unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: the caller's.
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
 
         #[inline(always)]
         unsafe fn copy_part(from: *const f32, to: *mut f32, count: usize) {
             let mask = ((1u32 << count) - 1) as __mmask16;
+            // SAFETY: the caller's.
             unsafe { _mm512_mask_storeu_ps(to, mask, _mm512_maskz_loadu_ps(mask, from)) }
         }
 
@@ -280,6 +285,7 @@ mod x86 {
         unsafe fn copy_even(from: *const f32, to: *mut f32, count: usize) {
             // The last of 2 x count - 1 values: bits of the first vector, then of the second.
             let mask = ((1u64 << (2 * count - 1)) - 1) as u32;
+            // SAFETY: the caller's.
             unsafe {
                 let low = _mm512_maskz_loadu_ps(mask as __mmask16, from);
                 let high = _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, from.wrapping_add(16));
@@ -292,8 +298,10 @@ mod x86 {
         unsafe fn tile<const ROWS: usize, const VECTORS: usize>(tile: Tile) {
             #[target_feature(enable = "avx512f,avx2,fma")]
             unsafe fn compiled<const ROWS: usize, const VECTORS: usize>(tile: Tile) {
+                // SAFETY: the caller's.
                 unsafe { tile_body::<Avx512, ROWS, VECTORS>(tile) }
             }
+            // SAFETY: the caller's.
             unsafe { compiled::<ROWS, VECTORS>(tile) }
         }
     }
@@ -314,27 +322,32 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> __m256 {
+            // SAFETY: the caller's.
             unsafe { _mm256_loadu_ps(from) }
         }
 
         #[inline(always)]
         unsafe fn store(vector: __m256, to: *mut f32) {
+            // SAFETY: the caller's.
             unsafe { _mm256_storeu_ps(to, vector) }
         }
 
         #[inline(always)]
         unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: the caller's.
             unsafe { _mm256_add_ps(a, b) }
         }
 
         #[inline(always)]
         unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: the caller's.
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
 
         #[inline(always)]
         unsafe fn copy_part(from: *const f32, to: *mut f32, count: usize) {
             for i in 0..count {
+                // SAFETY: the caller's.
                 unsafe { *to.add(i) = *from.add(i) }
             }
         }
@@ -342,6 +355,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn copy_even(from: *const f32, to: *mut f32, count: usize) {
             for i in 0..count {
+                // SAFETY: the caller's.
                 unsafe { *to.add(i) = *from.add(2 * i) }
             }
         }
@@ -349,8 +363,10 @@ mod x86 {
         unsafe fn tile<const ROWS: usize, const VECTORS: usize>(tile: Tile) {
             #[target_feature(enable = "avx2,fma")]
             unsafe fn compiled<const ROWS: usize, const VECTORS: usize>(tile: Tile) {
+                // SAFETY: the caller's.
                 unsafe { tile_body::<Avx2, ROWS, VECTORS>(tile) }
             }
+            // SAFETY: the caller's.
             unsafe { compiled::<ROWS, VECTORS>(tile) }
         }
     }

@@ -13,8 +13,6 @@ macro_rules! wide {
         $(#[$meta])*
         $vis fn $name($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
-            #[expect(clippy::allow_attributes, reason = "a macro cannot know how many arguments it is given")]
-            #[allow(clippy::too_many_arguments)]
             fn body($($arg: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]

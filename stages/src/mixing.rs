@@ -103,7 +103,10 @@ mod tests {
 
     const IDS: [&str; 5] = ["a/1.pickle#0", "a/1.pickle#1", "a/2.pickle#0", "b/1.mp4#0", "loose.mp4#0"];
 
-    fn parts(toml: &str, rows: &[usize]) -> Result<Vec<(f64, Vec<Vec<usize>>)>, String> {
+    /// Weight and, by video, rows.
+    type Known = (f64, Vec<Vec<usize>>);
+
+    fn parts(toml: &str, rows: &[usize]) -> Result<Vec<Known>, String> {
         let mix: Mix = toml::from_str(toml).unwrap();
         mix.check()?;
         let parts = mix.parts(&IDS, rows).map_err(|error| error.to_string())?;

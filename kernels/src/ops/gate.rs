@@ -242,7 +242,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
         let [frames, rows, width] = [case[0], case[1], case[2]];
         let (all, count) = (inputs[0].float(), frames * rows * width);
         let part = |start: usize, rows: usize| {
-            let part = all.clone().slice([start..start + frames * rows * width]);
+            let part = all.clone().slice(start..start + frames * rows * width);
             part.reshape([1, frames, rows, width])
         };
         gated(part(0, rows), part(count, rows), part(2 * count, 1)).reshape([-1])

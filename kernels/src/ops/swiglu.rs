@@ -219,7 +219,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     reference: reference::result,
     run: |case, inputs| {
         let all = inputs[0].float();
-        swiglu(all.clone().slice([0..case[0]]), all.slice([case[0]..2 * case[0]]))
+        swiglu(all.clone().slice(0..case[0]), all.slice(case[0]..2 * case[0]))
     },
     gradient: Some(reference::gradient),
     tolerance: Tolerance {

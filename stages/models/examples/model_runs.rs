@@ -121,7 +121,7 @@ fn ar_step(small: bool, device: &Device) -> Outcome<(String, Box<dyn FnMut() -> 
     let (length, device) = (if small { 128 } else { 2048 }, device.clone().autodiff());
     let mut decoder = Ar::init(&config, 1, &device)?;
     let mut optimizer = AdamW::new(AdamWConfig::default());
-    let ids: Vec<i32> = (0..length as i32).map(|place| place * 7919 % vocabulary as i32).collect();
+    let ids: Vec<i32> = (0..length).map(|place| place * 7919 % vocabulary as i32).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, length]), &device);
     let once = move || {
         let loss = next_id_loss(decoder.forward(ids.clone(), None), ids.clone());

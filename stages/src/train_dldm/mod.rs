@@ -117,7 +117,8 @@ impl Reconstruct for Pupil {
             let inner = Tensor::from_inner(changes.scores(x.inner()));
             let [b, pairs, count] = inner.dims();
             // Where less varies than the codes could say, the last numbers of each pair are left alone.
-            let said = encoded.query.reshape([b, pairs, 0]).narrow(2, 0, count);
+            let [_, codes, numbers] = encoded.query.dims();
+            let said = encoded.query.reshape([b, pairs, codes / pairs * numbers]).narrow(2, 0, count);
             let error = (said - inner.clone()).square().mean() / inner.square().mean().add_scalar(1e-6);
             drawn.penalties.push(("changes", error.mul_scalar(learn.changes)));
         }

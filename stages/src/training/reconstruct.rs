@@ -190,7 +190,9 @@ impl Reconstruction {
             part.check()?;
         }
         self.mix.as_ref().map_or(Ok(()), Mix::check)?;
-        if let Some(Perceptual { weight, .. }) = self.perceptual.as_ref().filter(|term| !(term.weight >= 0.0)) {
+        if let Some(Perceptual { weight, .. }) =
+            self.perceptual.as_ref().filter(|term| !term.weight.is_finite() || term.weight < 0.0)
+        {
             return Err(format!("`perceptual.weight` is {weight}; it wants 0 or more"));
         }
         self.upkeep.0.check()

@@ -103,7 +103,8 @@ fn a_bad_frame_is_left_out_and_counted_and_one_in_ten_is_too_many() {
         let whole = encoded(ImageFormat::Jpeg, 90);
         Step::Picture(whole[..whole.len() - 20].to_vec())
     };
-    let kinds: [(fn() -> Step, &str); 4] = [
+    type Made = fn() -> Step;
+    let kinds: [(Made, &str); 4] = [
         (|| Step::Nothing, "its observation has none of image, rgb,"),
         (|| Step::Number, "`image` is an integer"),
         (|| Step::Picture(b"no picture".to_vec()), "no PNG, JPEG or WebP"),

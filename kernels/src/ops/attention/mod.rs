@@ -145,7 +145,6 @@ trait AttentionOps: Backend {
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    #[expect(clippy::too_many_arguments, reason = "an op's tensors have no struct on both sides of its dispatch")]
     fn mix_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

@@ -28,6 +28,10 @@ use burn::tensor::{FloatDType, Tensor};
 use crate::{Cost, Kernel, Tolerance};
 
 /// What stands before the first frame.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is made and taken apart at once; a box would be one more allocation per call"
+)]
 #[derive(Clone, Debug)]
 pub enum Front {
     /// As many frames of zeros.

@@ -44,7 +44,7 @@ fn normed<const N: usize>(x: Tensor<N>, gain: Tensor<2>, bias: Option<Tensor<2>>
     let (width, [groups, columns]) = (shape[N - 1], gain.dims());
     let rows: usize = shape[..N - 1].iter().product();
     assert_eq!(columns, width, "a gain for each of the {width} columns");
-    assert!(groups > 0 && rows % groups == 0, "{rows} rows are not {groups} groups of equal size");
+    assert!(groups > 0 && rows.is_multiple_of(groups), "{rows} rows are not {groups} groups of equal size");
     let whole = |x: Tensor<2>| x.cast(FloatDType::F32).into_dispatch();
     if let Some(bias) = &bias {
         assert_eq!(bias.dims(), gain.dims(), "as many biases as gains");
@@ -154,10 +154,10 @@ pub(crate) const KERNEL: Kernel = Kernel {
     run: |case, inputs| {
         let [groups, rows, width] = [case[0], case[1], case[2]];
         let all = inputs[0].float();
-        let x = all.clone().slice([0..groups * rows * width]).reshape([groups * rows, width]);
+        let x = all.clone().slice(0..groups * rows * width).reshape([groups * rows, width]);
         let part = |index: usize| {
             let start = groups * (rows + index) * width;
-            all.clone().slice([start..start + groups * width]).reshape([groups, width])
+            all.clone().slice(start..start + groups * width).reshape([groups, width])
         };
         let centred = case[3] == 1;
         let form = Form { centred, biased: centred, eps: reference::EPS as f32 };
@@ -188,7 +188,7 @@ mod tests {
         let x = Tensor::<2>::from_floats([[3.0, -4.0], [0.0, 0.0]], &device);
         let ones = Tensor::<1>::ones([2], &device);
         let root = 12.5f32.sqrt();
-        let found = rms_norm(x.clone(), ones.clone() * 2.0, 0.0).slice([0..1]).into_data();
+        let found = rms_norm(x.clone(), ones.clone() * 2.0, 0.0).slice(0..1).into_data();
         found.assert_approx_eq::<f32>(&TensorData::from([[6.0 / root, -8.0 / root]]), Default::default());
         let found = layer_norm(x, ones.clone() * 2.0, ones, 1e-12).into_data();
         found.assert_approx_eq::<f32>(&TensorData::from([[3.0, -1.0], [1.0, 1.0]]), Default::default());

@@ -73,7 +73,7 @@ fn share(bits: u64) -> f64 {
 
 /// Below `count`, which is far below 2^64: the bias of this is one in 2^64 / count.
 fn below(bits: u64, count: usize) -> usize {
-    (u128::from(bits) * count as u128 >> 64) as usize
+    ((u128::from(bits) * count as u128) >> 64) as usize
 }
 
 #[cfg(test)]

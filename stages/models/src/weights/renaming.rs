@@ -53,7 +53,7 @@ impl Renaming {
 fn averaged(name: &str) -> Option<String> {
     let (before, rest) = match name.strip_prefix("ema.") {
         Some(rest) => ("", rest),
-        None => name.split_once(".ema.").map(|(before, rest)| (before, rest))?,
+        None => name.split_once(".ema.")?,
     };
     if rest.contains('.') || !rest.contains('-') {
         return None;
