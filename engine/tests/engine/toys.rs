@@ -235,7 +235,7 @@ toy! { Count = "count": &[Port::row("lines", &LINES)] => &COUNTS;
 #[serde(deny_unknown_fields)]
 struct Twice {
     /// Units wait until two devices have begun one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     meet: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     weights: Option<InputFile>,

@@ -4,6 +4,7 @@
 //!
 //!     VW2_WATCH_MINUTES=30 VW2_WATCH_EVENTS=1000 cargo test -p vw2-engine --test engine watching -- --nocapture
 
+use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,13 @@ pub(crate) fn start(project: &Project) -> (mpsc::Receiver<Report>, impl FnOnce()
 fn rows(project: &Project) -> Vec<Row> {
     let store = Store::open_read(project.path("store")).unwrap();
     store.published("toy").unwrap().into_iter().map(|row| Row { origin: None, ..row }).collect()
+}
+
+/// Whether the published files are these. Rows are published before files, and both may change while one looks.
+fn files_are(project: &Project, wanted: &BTreeMap<String, Vec<u8>>) -> bool {
+    let out = project.path("out");
+    let is = |name: &String, bytes: &Vec<u8>| std::fs::read(out.join(name)).is_ok_and(|found| found == *bytes);
+    std::fs::read_dir(&out).map_or(0, Iterator::count) == wanted.len() && wanted.iter().all(|(n, b)| is(n, b))
 }
 
 /// Memory of this process that is in use, which is the session's but for a few small things of the test.
@@ -103,7 +111,7 @@ fn whatever_happens_is_published_as_a_rebuild_would() {
     }
     let rebuilt = project.rebuilt(&[]);
     let began = Instant::now();
-    while rows(&project) != rebuilt.0 && began.elapsed() < PATIENCE {
+    while (rows(&project) != rebuilt.0 || !files_are(&project, &rebuilt.1)) && began.elapsed() < PATIENCE {
         reports.recv_timeout(SETTLE).ok();
     }
     end();
