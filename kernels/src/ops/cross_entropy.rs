@@ -182,7 +182,7 @@ mod cube {
         let unit = UNIT_POS as usize;
         let width = width as usize;
         let mut shared = Shared::<[f32]>::new_slice(UNITS);
-        let mut label = -1i32;
+        let mut label = i32::new(-1);
         if row < labels.len() {
             label = labels[row];
         }

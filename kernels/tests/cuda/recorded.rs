@@ -107,7 +107,8 @@ fn shared_bytes(launches: &str) -> HashMap<String, u64> {
     let mut most = HashMap::new();
     for line in launches.lines() {
         let mut fields = line.split('\t');
-        let (Some(name), Some(bytes)) = (fields.next(), fields.nth(1).and_then(|bytes| bytes.parse().ok())) else {
+        let (Some(name), Some(bytes)) = (fields.next(), fields.nth(1).and_then(|bytes| bytes.parse::<u64>().ok()))
+        else {
             panic!("`{line}` is no launch");
         };
         let known = most.entry(name.to_owned()).or_insert(0);

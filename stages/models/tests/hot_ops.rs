@@ -17,7 +17,28 @@ use vw2_models::train::{AdamW, AdamWConfig, Grads};
 use vw2_models::vae::{Vae, VaeConfig};
 
 /// Kernels of Burn that the models may launch, by the start of their path, and why.
-const COLD: &[(&str, &str)] = &[];
+const COLD: &[(&str, &str)] = &[
+    ("cubek_matmul::", "matrix products are cubek's, on tensor cores where there are any"),
+    (
+        "cubek_reduce::",
+        "means and sums of losses, and gradients of biases; the dLDM's and the VAE's norms, until they have a row",
+    ),
+    ("cubek_pool::", "the average beside the dLDM's strided convolution, a tenth of its reads"),
+    ("cubecl_std::tensor::contiguous::", "copies where an op of ours or cubek's wants its input in order"),
+    (
+        "burn_cubecl::kernel::binary::",
+        "sums and products by element; the norms of the dLDM and the VAE among them, until they have a row",
+    ),
+    (
+        "burn_cubecl::kernel::unary_float::",
+        "SiLU of the dLDM and the VAE beside their norms; roots and tanh by element",
+    ),
+    ("burn_cubecl::kernel::index::", "slices, joins, copies of frames, rows of embeddings"),
+    ("burn_cubecl::kernel::mask::", "positions that a loss leaves out, and zeros beyond a clip"),
+    ("burn_cubecl::kernel::comparison::", "which values were cut off, for gradients of clamps and of masks"),
+    ("burn_cubecl::kernel::cast::", "a change of type where weights are held in fewer bits"),
+    ("burn_cubecl::ops::numeric::", "zeros and ones to start from"),
+];
 
 #[test]
 fn what_the_models_launch_is_a_kernel_of_the_table_or_said_to_be_cold() {

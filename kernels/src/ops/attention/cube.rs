@@ -5,6 +5,7 @@
 //! that every width fits. Three kernels have this shape: forward (rows are queries), the gradient of queries (the same),
 //! and those of keys and values (rows are keys, so that no two cubes add to one value).
 
+use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
@@ -157,6 +158,17 @@ struct Bounds {
     scale: f32,
 }
 
+/// 2^x; CubeCL has powers and logarithms of e alone.
+#[cube]
+fn exp2(x: f32) -> f32 {
+    f32::exp(x * std::f32::consts::LN_2)
+}
+
+#[cube]
+fn log2(x: f32) -> f32 {
+    f32::ln(x) * std::f32::consts::LOG2_E
+}
+
 /// Keys below this one are seen.
 #[cube]
 fn limit(query: usize, bounds: &Bounds) -> usize {
@@ -228,10 +240,10 @@ fn forward(
                 top = f32::max(top, weights[row * TILE + other]);
             }
             sync_cube();
-            weights[row * TILE + lane] = select(near_seen, f32::exp2(near * bounds.scale - top), 0.0f32);
-            weights[row * TILE + lane + SIDE] = select(far_seen, f32::exp2(far * bounds.scale - top), 0.0f32);
+            weights[row * TILE + lane] = select(near_seen, exp2(near * bounds.scale - top), 0.0f32);
+            weights[row * TILE + lane + SIDE] = select(far_seen, exp2(far * bounds.scale - top), 0.0f32);
             sync_cube();
-            let shrink = f32::exp2(f32::max(largest - top, -200.0f32));
+            let shrink = exp2(f32::max(largest - top, -200.0f32));
             sum *= shrink;
             for other in 0..TILE {
                 sum += weights[row * TILE + other];
@@ -249,7 +261,7 @@ fn forward(
         store(&gathered, factor, out, q_start + row * sizes.width, sizes);
         if lane == 0 {
             // A row that sees nothing has an infinite sum: the largest number stands for it.
-            sums[all_heads * n + query] = select(sum > 0.0f32, largest + f32::log2(sum), 1e30f32);
+            sums[all_heads * n + query] = select(sum > 0.0f32, largest + log2(sum), 1e30f32);
         }
     }
 }
@@ -304,8 +316,8 @@ fn backward_queries(
                 products(grad, q_start, count, v, key_start, keys, &mut rows, &mut tile, sizes);
             let near_seen = sees(query, first + lane, real, batch * m, &bounds, sizes);
             let far_seen = sees(query, first + lane + SIDE, real, batch * m, &bounds, sizes);
-            let near = select(near_seen, f32::exp2(near * bounds.scale - row_sum), 0.0f32);
-            let far = select(far_seen, f32::exp2(far * bounds.scale - row_sum), 0.0f32);
+            let near = select(near_seen, exp2(near * bounds.scale - row_sum), 0.0f32);
+            let far = select(far_seen, exp2(far * bounds.scale - row_sum), 0.0f32);
             slopes[row * TILE + lane] = near * (near_slope - row_inner);
             slopes[row * TILE + lane + SIDE] = far * (far_slope - row_inner);
             gather(&slopes, k, key_start, keys, &mut tile, &mut gathered, sizes);
@@ -370,11 +382,11 @@ fn backward_keys(
                 let mut near_inner = 0.0f32;
                 let mut far_inner = 0.0f32;
                 if near_seen {
-                    near_weight = f32::exp2(near * bounds.scale - sums[all_heads * n + first + lane]);
+                    near_weight = exp2(near * bounds.scale - sums[all_heads * n + first + lane]);
                     near_inner = inner[all_heads * n + first + lane];
                 }
                 if far_seen {
-                    far_weight = f32::exp2(far * bounds.scale - sums[all_heads * n + first + lane + SIDE]);
+                    far_weight = exp2(far * bounds.scale - sums[all_heads * n + first + lane + SIDE]);
                     far_inner = inner[all_heads * n + first + lane + SIDE];
                 }
                 weights[row * TILE + lane] = near_weight;
@@ -404,7 +416,7 @@ struct Launch {
 
 impl Launch {
     fn new(q: &CubeTensor, k: &CubeTensor, form: Form) -> Launch {
-        let ([batch, heads, queries, width], [_, shared, ..]) = (q.shape().dims(), k.shape().dims());
+        let ([batch, heads, queries, width], [_, shared, _, _]) = (q.shape().dims(), k.shape().dims());
         Launch {
             client: q.client.clone(),
             sizes: Sizes { width, heads, shared, marked: form.marked },

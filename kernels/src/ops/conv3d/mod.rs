@@ -287,8 +287,9 @@ pub(crate) const KERNEL: Kernel = Kernel {
     tolerance: Tolerance {
         reference: 2e-5,
         devices: 2e-5,
-        gradient: 2e-4,
-        reason: "sums of up to 270 products of values below 1 in f32; those of a weight's gradient have up to 450 terms",
+        gradient: 5e-4,
+        reason: "sums of up to 270 products of values below 1 in f32; gradients have up to 1890 terms and reach 140, so \
+                 this is 4e-6 of them (a tiled sum on wgpu was off by 2.2e-4)",
     },
     cost: |case| {
         let call = reference::call(case);
