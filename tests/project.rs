@@ -274,7 +274,9 @@ pub(crate) fn ffmpeg() -> bool {
 pub(crate) fn python(modules: &str) -> Option<String> {
     let python = std::env::var("VW2_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let call = Command::new(&python).args(["-c", &format!("import {modules}")]).stderr(Stdio::null()).status();
-    require("python", call.is_ok_and(|status| status.success())).then_some(python)
+    // PyTorch is too large to ask of every machine that has Python, so it goes by a name of its own.
+    let name = if modules.contains("torch") { "torch" } else { "python" };
+    require(name, call.is_ok_and(|status| status.success())).then_some(python)
 }
 
 /// Asks until the answer is yes; panics after `limit`, naming what was waited for.
