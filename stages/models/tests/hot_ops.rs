@@ -23,7 +23,7 @@ const COLD: &[(&str, &str)] = &[
         "cubek_reduce::",
         "means and sums of losses, and gradients of biases; the dLDM's and the VAE's norms, until they have a row",
     ),
-    ("cubek_pool::", "the average beside the dLDM's strided convolution, a tenth of its reads"),
+    ("cubek_pool::", "the average beside the dLDM's strided convolution; it has no row yet"),
     ("cubecl_std::tensor::contiguous::", "copies where an op of ours or cubek's wants its input in order"),
     (
         "burn_cubecl::kernel::binary::",
@@ -35,8 +35,8 @@ const COLD: &[(&str, &str)] = &[
     ),
     ("burn_cubecl::kernel::index::", "slices, joins, copies of frames, rows of embeddings"),
     ("burn_cubecl::kernel::mask::", "positions that a loss leaves out, and zeros beyond a clip"),
-    ("burn_cubecl::kernel::comparison::", "which values were cut off, for gradients of clamps and of masks"),
-    ("burn_cubecl::kernel::cast::", "a change of type where weights are held in fewer bits"),
+    ("burn_cubecl::kernel::comparison::", "comparisons by element, for masks and clamps"),
+    ("burn_cubecl::kernel::cast::", "a change of type of what one model passes on"),
     ("burn_cubecl::ops::numeric::", "zeros and ones to start from"),
 ];
 
