@@ -15,7 +15,8 @@ pub(crate) struct PublishedNames(RwLock<Vec<RowName>>);
 
 impl PublishedNames {
     pub(crate) fn contains(&self, name: RowName) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).binary_search(&name).is_ok()
+        let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        find(&names, name)
     }
 
     pub(crate) fn to_vec(&self) -> Vec<RowName> {
@@ -27,6 +28,19 @@ impl PublishedNames {
             self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|name| !gone.contains(name));
         }
     }
+}
+
+/// Whether sorted names hold this one. They are spread evenly, as hashes are, so it stands near the place that its size says.
+fn find(names: &[RowName], name: RowName) -> bool {
+    let guess = ((name >> 64) * names.len() as u128 >> 64) as usize;
+    let (mut from, mut to, mut reach) = (guess, guess, 64);
+    while from > 0 && names[from] > name {
+        (from, reach) = (from.saturating_sub(reach), 2 * reach);
+    }
+    while to < names.len() && names[to] < name {
+        (to, reach) = (names.len().min(to + reach), 2 * reach);
+    }
+    names[from..names.len().min(to + 1)].binary_search(&name).is_ok()
 }
 
 /// What the pipeline publishes now, as far as this plan decides about it: all names, and the rows that a run keeps at hand.
@@ -51,4 +65,20 @@ pub(crate) fn published_before(plan: &Plan, store: &Store) -> Result<(PublishedN
 /// Of rows of this stage, the files have to be placed, or the next result may depend on them.
 pub(crate) fn is_kept(stage: &PlannedStage) -> bool {
     stage.placement.is_some() || stage.on_change != OnChange::Retrain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_wherever_they_stand() {
+        for spread in [1, 1 << 60, u128::MAX / 1000] {
+            let names: Vec<RowName> = (0..1000).map(|index| index * spread).collect();
+            assert!(names.iter().all(|&name| find(&names, name)), "{spread}");
+            assert!([names[999] + 1, u128::MAX].iter().all(|&name| !find(&names, name)), "{spread}");
+            assert!(spread == 1 || names.iter().all(|&name| !find(&names, name + 1)), "{spread}");
+        }
+        assert!(!find(&[], 3));
+    }
 }

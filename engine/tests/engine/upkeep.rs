@@ -10,27 +10,29 @@ use crate::project::{Project, copy, executed};
 
 const FILES: &[(&str, &str)] = &[("a", "one\ntwo"), ("b", "BAD"), ("sub/c", "three")];
 
-/// The store was made by the program of format 1, by two runs over [`FILES`].
+/// Each store was made by a program of its format, by several runs of which the last was over [`FILES`]. In the second, an
+/// earlier run had other lines in `a`.
 #[test]
-fn a_store_of_format_1_is_brought_to_date_and_computes_nothing() {
-    let project = Project::new(FILES);
-    copy(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/store_format_1")), &project.path("store"));
-    let refused = Store::open_read(project.path("store")).err().unwrap().to_string();
-    assert!(refused.contains("has the older format 1; a `vw2-pipe run` with it brings it to format"), "{refused}");
-    let migrated = project.store().quarantine("toy").unwrap();
-    assert_eq!(
-        migrated.iter().map(|entry| entry.keys.len()).collect::<Vec<_>>(),
-        [1],
-        "its verdict is found by its words"
-    );
-    let report = project.run();
-    assert_eq!(executed(&report), []);
-    assert_eq!(project.result(), project.rebuilt(&[]));
-    assert_eq!(report.quarantined.len(), 1, "the verdict is known, too");
-    assert_eq!(report.quarantined[0].keys, migrated[0].keys, "and it was the right one");
-    project.write("a", "one\ntwo\nfour");
-    project.run();
-    assert_eq!(project.result(), project.rebuilt(&[]));
+fn stores_of_older_formats_are_brought_to_date_and_compute_nothing() {
+    for format in [1, 2] {
+        let project = Project::new(FILES);
+        let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data"));
+        copy(&data.join(format!("store_format_{format}")), &project.path("store"));
+        let refused = Store::open_read(project.path("store")).err().unwrap().to_string();
+        let wanted = format!("has the older format {format}; a `vw2-pipe run` with it brings it to format");
+        assert!(refused.contains(&wanted), "{refused}");
+        let migrated = project.store().quarantine("toy").unwrap();
+        let keys: Vec<usize> = migrated.iter().map(|entry| entry.keys.len()).collect();
+        assert_eq!(keys, [1], "format {format}: its verdict is found by its words");
+        let report = project.run();
+        assert_eq!(executed(&report), [], "format {format}");
+        assert_eq!(project.result(), project.rebuilt(&[]), "format {format}");
+        assert_eq!(report.quarantined.len(), 1, "format {format}: the verdict is known, too");
+        assert_eq!(report.quarantined[0].keys, migrated[0].keys, "format {format}: and it was the right one");
+        project.write("a", "one\ntwo\nfour");
+        project.run();
+        assert_eq!(project.result(), project.rebuilt(&[]), "format {format}");
+    }
 }
 
 /// A store with garbage: two edits, of which `keep_runs` may be undone.

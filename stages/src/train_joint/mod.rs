@@ -26,6 +26,7 @@ use vw2_models::vae::Vae;
 use vw2_models::weights::{self, SaveType, Weights};
 
 use crate::flow;
+use crate::mixing::{self, Mix};
 use crate::model_file::ModelFile;
 use crate::tables;
 use crate::training::{
@@ -66,6 +67,9 @@ pub struct TrainJoint {
     /// Ranges of colour jitter (released, the default); `false` for none (paper).
     #[serde(default)]
     pub jitter: JitterParam,
+    /// How often clips of each sub-dataset are seen; left out, every clip counts alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     #[serde(default)]
     pub seed: u64,
     /// Without groups of its own: `net.*`, `net_ctrl.*` and `ldm_net.*`, each clipped by its own norm.
@@ -175,6 +179,7 @@ impl Stage for TrainJoint {
             jitter.check().map_err(|error| format!("`jitter`: {error}"))?;
         }
         DitConfig::preset(&self.preset).map_err(|error| error.to_string())?;
+        self.mix.as_ref().map_or(Ok(()), Mix::check)?;
         self.upkeep.0.check()?;
         self.optimizer.check()
     }
@@ -223,7 +228,7 @@ impl Trainer {
         let (rows, held) = held_out(table, 10);
         let (vae, device) = self.vae.get(unit)?;
         let model = first_model(params, ctx, unit, &device.clone().autodiff())?;
-        let order = Order::new(rows.len(), params.minibatch, params.seed);
+        let order = mixing::order(params.mix.as_ref(), table, &rows, params.minibatch, params.seed)?;
         let mut lesson = Joint { params, jitter: params.jitter.ranges(), clips, rows, held, order, vae, device };
         let mut optimizer = params.optimizer.clone();
         if optimizer.groups.is_empty() {

@@ -25,6 +25,9 @@ pub struct OptimizerParams {
     pub groups: Vec<Group>,
     /// Minibatches whose gradients are averaged for one step.
     pub accumulate: u32,
+    /// Blocks of the model are computed again on the way back instead of being kept: a third more time, much less memory.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     /// `bf16`: weights are held rounded to bf16 beside f32 masters, which are what is updated; arithmetic stays f32.
     pub precision: Precision,
     /// Rate of the power moving average of the weights (spec 7.6), which then is what is judged and published.
@@ -52,6 +55,7 @@ impl Default for OptimizerParams {
             clip: 1.0,
             groups: Vec::new(),
             accumulate: 1,
+            recompute: false,
             precision: Precision::F32,
             ema: None,
         }

@@ -57,6 +57,10 @@ pub struct Reconstruction {
     /// Half of the training clips run backwards: twice the motion from as many videos.
     #[serde(default)]
     pub backwards: bool,
+    /// Training clips are mirrored by chance, from left to right and from top to bottom: for scenes that have no up and no
+    /// left, such as a table seen from above.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mirrored: bool,
     /// Also compare what an ImageNet VGG-16 sees (released, with weight 0.1; spec 3.7). Without its weights the term is left
     /// out.
     #[serde(default)]
@@ -389,6 +393,7 @@ impl<M: Reconstruct> Reconstructor<M> {
             orders,
             seed: params.seed,
             backwards: params.backwards,
+            mirrored: params.mirrored,
             clips,
             rows: train_rows,
             held,
@@ -474,6 +479,7 @@ struct Reconstructing<'a, M: Reconstruct> {
     orders: Vec<Order>,
     seed: u64,
     backwards: bool,
+    mirrored: bool,
     clips: ClipReader<'a>,
     /// Rows of the table to train on, and those that are held out.
     rows: Vec<usize>,
@@ -521,11 +527,16 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
         let [clip_frames, h, w] = self.clips.size;
         let frames = part.frames.unwrap_or(clip_frames);
         let mut pixels = self.clips.minibatch(&picks, frames)?;
-        if self.backwards {
-            for (place, clip) in pixels.chunks_mut(frames * h * w * 3).enumerate() {
-                if mix(!self.seed, draw.number << 16 | place as u64) & 1 == 1 {
-                    reverse(clip, h * w * 3);
-                }
+        for (place, clip) in pixels.chunks_mut(frames * h * w * 3).enumerate() {
+            let chance = mix(!self.seed, draw.number << 16 | place as u64);
+            if self.backwards && chance & 1 == 1 {
+                reverse(clip, h * w * 3);
+            }
+            if self.mirrored && chance & 2 == 2 {
+                clip.chunks_mut(w * 3).for_each(|row| reverse(row, 3));
+            }
+            if self.mirrored && chance & 4 == 4 {
+                clip.chunks_mut(h * w * 3).for_each(|frame| reverse(frame, w * 3));
             }
         }
         let x = Tensor::from_inner(minibatch_tensor(&pixels, [picks.len(), frames, h, w], &self.device)?);
@@ -572,7 +583,11 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
     }
 
     fn headline(&self, log: &Log) -> String {
-        let mut line = format!("pixels {:.4}", log.recent(PIXELS, 20));
+        let pixels = log.recent(PIXELS, 20);
+        let mut line = match pixels.is_nan() {
+            true => format!("loss {:.4}", log.recent("loss", 20)), // a phase that draws no clips
+            false => format!("pixels {pixels:.4}"),
+        };
         if let Some((_, gap)) = log.points("shuffled_codes_gap_db").last() {
             line += &format!(", codes {:.0}, gap {gap:.2} dB", log.recent("codes_used", 1));
         }
@@ -603,12 +618,12 @@ fn weighted_mean(error: Tensor<5>, x: Tensor<5>, motion_weight: f64) -> Tensor<1
     (error * weight.clone()).sum() / weight.sum()
 }
 
-/// The last frame first.
-fn reverse(clip: &mut [u8], frame_bytes: usize) {
-    let frames = clip.len() / frame_bytes;
-    for early in 0..frames / 2 {
-        let (front, back) = clip.split_at_mut((frames - 1 - early) * frame_bytes);
-        front[early * frame_bytes..][..frame_bytes].swap_with_slice(&mut back[..frame_bytes]);
+/// The last piece first: of a clip's frames, of a frame's rows, of a row's pixels.
+fn reverse(pieces: &mut [u8], size: usize) {
+    let count = pieces.len() / size;
+    for early in 0..count / 2 {
+        let (front, back) = pieces.split_at_mut((count - 1 - early) * size);
+        front[early * size..][..size].swap_with_slice(&mut back[..size]);
     }
 }
 
@@ -625,7 +640,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clip_is_reversed_by_frames() {
+    fn the_last_piece_comes_first() {
         for (mut clip, wanted) in [
             (vec![1, 2, 3, 4, 5, 6], vec![5, 6, 3, 4, 1, 2]),
             (vec![1, 2, 3, 4], vec![3, 4, 1, 2]),

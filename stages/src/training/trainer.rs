@@ -13,7 +13,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vw2_engine::stage::{Context, How, Interrupted, StageError, Unit};
-use vw2_models::nn::cost;
+use vw2_models::nn::{cost, recompute};
 use vw2_models::train::checkpoint::{self, State};
 use vw2_models::train::{AdamW, AdamWConfig, Grads, Log, ema};
 use vw2_models::weights::{Named, Weights};
@@ -230,7 +230,8 @@ fn advance<L: Lesson>(
     for part in 0..accumulate {
         let index = u64::from(within) * accumulate + part;
         let draw = Draw { phase, index, number: before + index };
-        let (losses, counted) = cost::counted(|| lesson.losses(&state.model, draw));
+        let forward = || cost::counted(|| lesson.losses(&state.model, draw));
+        let ((losses, counted), tape) = recompute::taped(params.recompute, forward);
         let losses = losses?;
         let loss = f64::from(losses.total.clone().into_scalar::<f32>());
         if !loss.is_finite() {
@@ -241,7 +242,7 @@ fn advance<L: Lesson>(
             )
             .into());
         }
-        grads.add(Grads::of(&losses.total.div_scalar(accumulate as f64), &mut state.model));
+        grads.add(tape.gradients(&losses.total.div_scalar(accumulate as f64), &mut state.model));
         for (name, value) in [("loss", loss)].into_iter().chain(losses.parts) {
             *sums.entry(name).or_default() += value / accumulate as f64;
         }

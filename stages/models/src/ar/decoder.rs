@@ -6,6 +6,7 @@ use vw2_kernels::Sight;
 
 use super::config::ArConfig;
 use super::layers::{Attention, Embedding, Memory, Mlp, positions};
+use crate::nn::recompute::{self, Fixed};
 use crate::nn::{Init, Linear, RmsNorm, Rotary};
 use crate::weights::{self, Named, Names, Visitor, Weights};
 use crate::{Error, Result};
@@ -115,7 +116,10 @@ impl Ar {
         let device = x.device();
         let rotary = positions(&self.config, 0, length, &device);
         let sight = causal_sight(mask);
-        let x = self.model.layers.iter().fold(x, |x, layer| layer.forward(x, &rotary, &sight));
+        let x = self.model.layers.iter().fold(x, |x, layer| {
+            let values = (x, Fixed((rotary.clone(), sight.clone())));
+            recompute::block(layer, values, |layer, (x, Fixed((rotary, sight)))| layer.forward(x, &rotary, &sight))
+        });
         self.model.norm.forward(x)
     }
 

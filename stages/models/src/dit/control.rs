@@ -10,7 +10,7 @@ use burn::tensor::activation::silu;
 use super::config::DitConfig;
 use super::layers::patches;
 use super::network::{Network, Pass};
-use crate::nn::{Init, Linear, Tap};
+use crate::nn::{Init, Linear, Tap, recompute};
 use crate::weights::{Named, Names, Visitor};
 
 /// Widths between the linear maps of the hint encoder.
@@ -44,7 +44,7 @@ impl Control {
         x: Tensor<5>,
         hint: Tensor<5>,
         padding: Tensor<5>,
-        pass: &Pass<'_>,
+        pass: &Pass,
         config: &DitConfig,
         tap: &mut Tap<'_>,
     ) -> Vec<Tensor<4>> {
@@ -54,7 +54,7 @@ impl Control {
         for (index, (block, zero)) in self.network.blocks.iter().zip(&self.zero_blocks).enumerate() {
             x = block.forward(x, pass, tap, &format!("ctrl.blocks.{index}"));
             if index == 0 {
-                x = x + hint.clone();
+                x = recompute::cut(x + hint.clone());
             }
             let residual = zero.forward(x.clone()).mul_scalar(config.control_weight);
             pass.show(tap, format_args!("x_ctrl.block{index}"), &residual);
@@ -67,7 +67,7 @@ impl Control {
         &self,
         hint: Tensor<5>,
         padding: Tensor<5>,
-        pass: &Pass<'_>,
+        pass: &Pass,
         config: &DitConfig,
         tap: &mut Tap<'_>,
     ) -> Tensor<4> {

@@ -28,7 +28,7 @@ pub use denoiser::{Conditions, Denoiser, Guidance, flow_loss};
 pub use layers::{positions, sinusoid};
 
 use crate::error::{Error, Result};
-use crate::nn::{Init, Rotary, Tap};
+use crate::nn::{Init, Rotary, Tap, recompute};
 use crate::weights::{Named, Names, Precision, Visitor, Weights, load_among};
 use network::{Network, Pass};
 
@@ -158,8 +158,8 @@ impl VideoDit {
         let tokens = inputs.context.dims()[1];
         let pass = |time| Pass {
             time,
-            rotary: &inputs.rotary,
-            context: &inputs.context,
+            rotary: inputs.rotary.clone(),
+            context: inputs.context.clone(),
             sight: Sight {
                 order: if config.causal_cross_attn { later_hidden(frames, rows * columns) } else { Order::Any },
                 zeros: config.context_tokens - tokens,
@@ -169,13 +169,13 @@ impl VideoDit {
         };
         let residuals = match (&self.net_ctrl, &inputs.hint) {
             (Some(control), Some(hint)) => {
-                let pass = pass(control.network.time(inputs.times.clone(), config, &mut Tap::off()));
+                let pass = recompute::cut(pass(control.network.time(inputs.times.clone(), config, &mut Tap::off())));
                 control.residuals(x.clone(), hint.clone(), padding, &pass, config, tap)
             }
             _ => Vec::new(),
         };
 
-        let pass = pass(self.net.time(inputs.times.clone(), config, tap));
+        let pass = recompute::cut(pass(self.net.time(inputs.times.clone(), config, tap)));
         let mut x = self.net.embed(x, config);
         pass.show(tap, format_args!("x_embedder"), &x);
         let mut residuals = residuals.into_iter();

@@ -1,34 +1,61 @@
 //! The base network: embeddings, blocks, final layer. The control branch has the same parts.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 use vw2_kernels::{Sight, gated};
 
 use super::config::DitConfig;
 use super::layers::{
     Attended, Attention, Mlp, Modulation, Time, TimeEmbedder, modulate, patches, round_times, sinusoid, unpatch,
 };
+use crate::nn::recompute::{self, Flat, Inner as _, Values};
 use crate::nn::{Init, Linear, RmsNorm, Rotary, Tap};
 use crate::weights::{Named, Names, Visitor};
 
 /// What all blocks of a pass share.
-pub(crate) struct Pass<'a> {
+#[derive(Clone)]
+pub(crate) struct Pass {
     pub(crate) time: Time,
-    pub(crate) rotary: &'a Rotary,
-    pub(crate) context: &'a Tensor<3>,
+    pub(crate) rotary: Rotary,
+    pub(crate) context: Tensor<3>,
     /// What patches see of the context.
     pub(crate) sight: Sight,
     /// Height and width in patches, to show tensors as published.
     pub(crate) grid: [usize; 2],
 }
 
-impl Pass<'_> {
+impl Pass {
     /// Shows tokens `[B, T, N, D]` as `[B, T, H, W, D]`.
     pub(crate) fn show(&self, tap: &mut Tap<'_>, name: std::fmt::Arguments<'_>, x: &Tensor<4>) {
         tap.see(name, || {
             let ([b, t, _, d], [h, w]) = (x.dims(), self.grid);
             x.clone().reshape([b, t, h, w, d])
         });
+    }
+}
+
+/// Gradients are wanted of times and context.
+impl Values for Pass {
+    fn inner(self) -> Pass {
+        let Time { e, adaln } = self.time;
+        let (time, context) = (Time { e: e.inner(), adaln: adaln.inner() }, self.context.inner());
+        Pass { time, rotary: self.rotary.inner(), context, sight: self.sight.inner(), ..self }
+    }
+
+    fn leaf(self) -> Pass {
+        let Time { e, adaln } = self.time;
+        Pass { time: Time { e: e.leaf(), adaln: adaln.leaf() }, context: self.context.leaf(), ..self }
+    }
+
+    fn collect_grads(&self, pass: &mut Gradients, grads: &mut Flat, place: &mut usize) {
+        self.time.e.collect_grads(pass, grads, place);
+        self.time.adaln.collect_grads(pass, grads, place);
+        self.context.collect_grads(pass, grads, place);
+    }
+
+    fn along(&self, grads: &Flat, place: &mut usize) -> Option<Tensor<1>> {
+        let values = ((self.time.e.clone(), self.time.adaln.clone()), self.context.clone());
+        values.along(grads, place)
     }
 }
 
@@ -56,18 +83,26 @@ impl Block {
     }
 
     /// `[B, T, N, D] -> [B, T, N, D]`.
-    pub(crate) fn forward(&self, x: Tensor<4>, pass: &Pass<'_>, tap: &mut Tap<'_>, name: &str) -> Tensor<4> {
+    pub(crate) fn forward(&self, x: Tensor<4>, pass: &Pass, tap: &mut Tap<'_>, name: &str) -> Tensor<4> {
+        if recompute::is_on() {
+            let forward = |block: &Block, (x, pass): (Tensor<4>, Pass)| block.compute(x, &pass, &mut Tap::off(), "");
+            return recompute::block(self, (x, pass.clone()), forward);
+        }
+        self.compute(x, pass, tap, name)
+    }
+
+    fn compute(&self, x: Tensor<4>, pass: &Pass, tap: &mut Tap<'_>, name: &str) -> Tensor<4> {
         let shape @ [b, t, n, d] = x.dims();
         let flat = |x: Tensor<4>| x.reshape([b, t * n, d]);
 
         let [shift, scale, gate] = self.adaln_self_attn.forward(&pass.time);
-        let attended = Attended::Selves(pass.rotary);
+        let attended = Attended::Selves(&pass.rotary);
         let y = flat(modulate(x.clone(), shift, scale));
         let y = self.self_attn.forward(y, &attended, tap, &format!("{name}.self_attn"));
         let x = gated(x, y.reshape(shape), gate);
 
         let [shift, scale, gate] = self.adaln_cross_attn.forward(&pass.time);
-        let attended = Attended::Context { tokens: pass.context, sight: &pass.sight };
+        let attended = Attended::Context { tokens: &pass.context, sight: &pass.sight };
         let y = flat(modulate(x.clone(), shift, scale));
         let y = self.cross_attn.forward(y, &attended, tap, &format!("{name}.cross_attn"));
         let x = gated(x, y.reshape(shape), gate);
@@ -160,7 +195,7 @@ impl Network {
     pub(crate) fn finish(
         &self,
         x: Tensor<4>,
-        pass: &Pass<'_>,
+        pass: &Pass,
         config: &DitConfig,
         size: [usize; 3],
         tap: &mut Tap<'_>,

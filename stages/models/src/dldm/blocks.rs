@@ -11,7 +11,7 @@ use vw2_kernels::{Front, Sight, Steps, attention};
 
 use super::config::Halve;
 use crate::nn::causal_conv3d::{double_space, repeat_first};
-use crate::nn::{CausalConv3d, Init, Linear};
+use crate::nn::{CausalConv3d, Init, Linear, recompute};
 use crate::weights::{Named, Names, Visitor};
 
 /// Lists a convolution as published: its parameters stand below `conv3d`.
@@ -107,6 +107,10 @@ impl Residual {
     }
 
     pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        recompute::block(self, x, Residual::compute)
+    }
+
+    fn compute(&self, x: Tensor<5>) -> Tensor<5> {
         let y = self.conv1.forward(silu(self.norm1.forward(x.clone())), None);
         let y = silu(self.norm2.forward(y));
         let x = match &self.nin_shortcut {
@@ -192,7 +196,7 @@ impl CrossAttention {
             norm: FrameNorm::new(init, width),
             q_proj: pointwise(init, width, width),
             kv_proj: Linear::new(init, context, 2 * width, true),
-            proj_out: pointwise(init, width, width),
+            proj_out: CausalConv3d::zero(init, width),
         }
     }
 

@@ -3,12 +3,13 @@
 //! The first frame's map is repeated over time; each later frame learns from the codes up to its own what has changed.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
+use burn::tensor::{Gradients, Tensor};
 
 use super::blocks::{CrossAttention, Factorised, FrameNorm, Residual, SelfAttention, Upsample};
 use super::config::DldmConfig;
 use super::patcher::Patcher;
+use crate::nn::recompute::{self, Flat, Values};
 use crate::nn::{Init, Tap};
 use crate::weights::{Named, Names, Visitor};
 
@@ -48,6 +49,7 @@ impl Decoder {
         tap.frames(format_args!("decoder.conv_in"), &context);
         let [b, n, d, ..] = context.dims();
         let codes = Codes { context: context.reshape([b, n, d]), per_frame: self.queries };
+        let (codes, first) = recompute::cut((codes, first));
         let [b, c, h, w] = first.dims();
         let frames = n / self.queries + 1;
         self.draw(first.reshape([b, 1, c, h, w]).expand([b, frames, c, h, w]), Some(&codes), tap)
@@ -95,9 +97,28 @@ impl Named for WithoutSize<'_> {
 }
 
 /// What the frames attend to: `per_frame` tokens for each frame after the first, `[B, N, D]`.
+#[derive(Clone)]
 struct Codes {
     context: Tensor<3>,
     per_frame: usize,
+}
+
+impl Values for Codes {
+    fn inner(self) -> Codes {
+        Codes { context: self.context.inner(), ..self }
+    }
+
+    fn leaf(self) -> Codes {
+        Codes { context: self.context.leaf(), ..self }
+    }
+
+    fn collect_grads(&self, pass: &mut Gradients, grads: &mut Flat, place: &mut usize) {
+        self.context.collect_grads(pass, grads, place);
+    }
+
+    fn along(&self, grads: &Flat, place: &mut usize) -> Option<Tensor<1>> {
+        self.context.along(grads, place)
+    }
 }
 
 /// Residual blocks, each followed by attention where the nominal size asks for it; then a step up, but for level 0.
@@ -168,6 +189,22 @@ impl Attentions {
     }
 
     fn forward(
+        &self,
+        x: Tensor<5>,
+        codes: Option<&Codes>,
+        name: impl Fn(usize) -> String,
+        tap: &mut Tap<'_>,
+    ) -> Tensor<5> {
+        if recompute::is_on() {
+            let forward = |attn: &Attentions, (x, codes): (Tensor<5>, Option<Codes>)| {
+                attn.compute(x, codes.as_ref(), |_| String::new(), &mut Tap::off())
+            };
+            return recompute::block(self, (x, codes.cloned()), forward);
+        }
+        self.compute(x, codes, name, tap)
+    }
+
+    fn compute(
         &self,
         mut x: Tensor<5>,
         codes: Option<&Codes>,

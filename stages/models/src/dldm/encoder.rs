@@ -8,7 +8,7 @@ use super::blocks::{Downsample, Factorised, FrameNorm, Residual, SelfAttention, 
 use super::config::DldmConfig;
 use super::patcher::Patcher;
 use super::qformer::QFormer;
-use crate::nn::{CausalConv3d, Init, Tap};
+use crate::nn::{CausalConv3d, Init, Tap, recompute};
 use crate::weights::{Named, Names, Visitor};
 
 #[derive(Module, Debug)]
@@ -155,6 +155,13 @@ impl SelfAttentions {
     }
 
     fn forward(&self, x: Tensor<5>, name: impl Fn(usize) -> String, tap: &mut Tap<'_>) -> Tensor<5> {
+        if recompute::is_on() {
+            return recompute::block(self, x, |attn, x| attn.compute(x, |_| String::new(), &mut Tap::off()));
+        }
+        self.compute(x, name, tap)
+    }
+
+    fn compute(&self, x: Tensor<5>, name: impl Fn(usize) -> String, tap: &mut Tap<'_>) -> Tensor<5> {
         let x = self.space.within_frames(x);
         tap.frames(format_args!("{}", name(0)), &x);
         let x = self.time.over_time(x);

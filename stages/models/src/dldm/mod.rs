@@ -27,7 +27,7 @@ pub use config::{DldmConfig, PatchMethod};
 pub use patcher::Patcher;
 
 use crate::error::{Error, Result};
-use crate::nn::{CausalConv3d, Init, Tap};
+use crate::nn::{CausalConv3d, Init, Tap, recompute};
 use crate::weights::{Named, Names, Visitor, Weights, load};
 use blocks::{Residual, pointwise, walk_conv, within};
 use decoder::Decoder;
@@ -124,13 +124,13 @@ impl Dldm {
             let least = 1 + self.config.temporal_compression;
             return Err(Error::Input(format!("dldm: a clip of 1 frame has no codes; take {least} frames or more")));
         }
-        let h = self.encoder.features(x, tap);
-        let query = within(&self.quant_conv, self.encoder.tokens(h.clone(), tap), None);
+        let h = recompute::cut(self.encoder.features(x, tap).swap_dims(1, 2));
+        let query = within(&self.quant_conv, self.encoder.tokens(h.clone().swap_dims(1, 2), tap), None);
         let [b, n, d, ..] = query.dims();
-        let query = query.reshape([b, n, d]);
-        let codes = fsq(query.clone(), &self.config.levels);
+        let query = recompute::cut(query.reshape([b, n, d]));
+        let codes = recompute::cut(fsq(query.clone(), &self.config.levels));
         let indices = fsq_codes_to_indices(codes.clone(), &self.config.levels).reshape([b, n]);
-        Ok(Encoded { h: h.swap_dims(1, 2), query, codes, indices })
+        Ok(Encoded { h, query, codes, indices })
     }
 
     /// The map from which a clip that starts with this image is decoded: `[B, 3, 1, H, W] -> [B, C, h, w]`.

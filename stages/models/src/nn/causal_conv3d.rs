@@ -28,6 +28,12 @@ impl CausalConv3d {
         }
     }
 
+    /// A pointwise map that starts as nothing: what it is added to passes unchanged until it has learned something.
+    pub fn zero(init: &mut Init, width: usize) -> CausalConv3d {
+        let weight = init.constant([width, width, 1, 1, 1], 0.0);
+        CausalConv3d { weight, bias: init.constant([width], 0.0) }
+    }
+
     /// Frames that a call needs before the first one that it yields.
     pub fn context(&self) -> usize {
         self.weight.dims()[2] - 1

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::VaeConfig;
 use super::layers::{Down, Head, Middle, Residual, Up};
 use super::stream::{Stream, causal};
-use crate::nn::{CausalConv3d, Init, Tap};
+use crate::nn::{CausalConv3d, Init, Tap, recompute};
 use crate::weights::{Named, Names, Visitor};
 
 #[derive(Module, Debug)]
@@ -122,6 +122,13 @@ enum Layer {
 
 impl Layer {
     pub(super) fn forward(&self, x: Tensor<5>, stream: &mut Stream) -> Tensor<5> {
+        if recompute::is_on() && stream.is_once() {
+            return recompute::block(self, x, |layer, x| layer.compute(x, &mut Stream::once()));
+        }
+        self.compute(x, stream)
+    }
+
+    fn compute(&self, x: Tensor<5>, stream: &mut Stream) -> Tensor<5> {
         match self {
             Layer::Residual(layer) => layer.forward(x, stream),
             Layer::Down(layer) => layer.forward(x, stream),

@@ -23,6 +23,10 @@ impl Stream {
         Stream { slots: Vec::new(), next: 0, keep: false }
     }
 
+    pub(super) fn is_once(&self) -> bool {
+        !self.keep
+    }
+
     /// To be said before each call of the network.
     pub(super) fn rewind(&mut self) {
         self.next = 0;
