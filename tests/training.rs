@@ -136,7 +136,7 @@ fn a_vae_training_that_was_killed_goes_on_bit_for_bit() {
 #[test]
 fn a_dldm_training_that_was_killed_goes_on_bit_for_bit() {
     let phases = "[[stage.model.phases]]\nsteps = 7\nmotion_weight = 4.0\noptimizer = { accumulate = 2 }\n\
-                  [[stage.model.phases]]\nsteps = 9\noptimizer = { groups = [{ names = \"encoder.qformer_ldm.*\", rate = 3.0 }] }";
+                  [[stage.model.phases]]\nsteps = 9\noptimizer = { recompute = true, groups = [{ names = \"encoder.qformer_ldm.*\", rate = 3.0 }] }";
     check_killed("train-dldm", phases);
 }
 
@@ -147,7 +147,7 @@ fn a_dit_training_that_was_killed_goes_on_bit_for_bit() {
 
 #[test]
 fn a_joint_training_that_was_killed_goes_on_bit_for_bit() {
-    check_killed("train-joint", "steps = 16\nchecks = 2");
+    check_killed("train-joint", "steps = 16\nchecks = 2\noptimizer = { recompute = true }");
 }
 
 #[test]

@@ -59,7 +59,11 @@ pub(crate) fn derive<'s>(
             let (sender, replies) = crossbeam_channel::unbounded();
             let activator = SyncActivator::new(info.address.to_vec(), activations.borrow().sync());
             let reply = Arc::new(Reply::new(sender, activator));
-            let remembers = shared.watches || has_history;
+            let remembers = match (has_history, shared.watches) {
+                (true, _) => Remembers::All,
+                (false, true) => Remembers::Live,
+                (false, false) => Remembers::None,
+            };
             let known = HashMap::new();
             let mut group = GroupState { shared, group, reply, known, remembers, resolved: HashMap::new() };
             move |input, output| {
@@ -97,22 +101,30 @@ struct GroupState {
     group: usize,
     reply: Arc<Reply>,
     known: HashMap<Hash, Known>,
-    /// Keeps what it has heard of the store: to take it back, or because of a history. Otherwise it asks again; so memory
-    /// does not grow with the number of units.
-    remembers: bool,
+    remembers: Remembers,
     /// Of stages with a history: what is there now, by the key that it has without one.
     resolved: HashMap<Hash, Resolved>,
 }
 
+/// Which settled keys a worker keeps. It asks the store again for the others.
+#[derive(Clone, Copy)]
+enum Remembers {
+    /// Those that its stages' history may name.
+    All,
+    /// Those of units that are there, to take back what was said.
+    Live,
+    None,
+}
+
 /// What this worker knows of a key.
 enum Known {
-    Settled(Settled),
-    /// It failed for a reason that may pass. A later ingest tries again, and then for all of these.
-    Passing {
-        fault: Settled,
-        live: Vec<(Item, isize)>,
-        until: Time,
+    Settled {
+        settled: Settled,
+        /// How many units are there that it was said to.
+        live: isize,
     },
+    /// It failed for a reason that may pass. A later ingest tries again, and then for all of these.
+    Passing { fault: Settled, live: Vec<(Item, isize)>, until: Time },
     /// It is being computed, for these.
     Awaited(Vec<Waiter>),
 }
@@ -143,7 +155,8 @@ fn count_live(live: &mut Vec<(Item, isize)>, waiter: &Waiter) {
 impl GroupState {
     fn take_changes(&mut self, changes: Vec<Change>, yields: &mut Yields) {
         let changes: Vec<_> = changes.into_iter().map(|change| (self.keys(&change.work), change)).collect();
-        self.look_up(changes.iter().flat_map(|(keys, _)| keys));
+        let touched: Vec<Hash> = changes.iter().flat_map(|(keys, _)| keys).copied().collect();
+        self.look_up(touched.iter());
         for (mut keys, change) in changes {
             let Change { capability, work, sign } = change;
             let warm = match keys.as_mut_slice() {
@@ -161,7 +174,8 @@ impl GroupState {
                 match self.known.entry(key) {
                     Entry::Occupied(mut known) => match known.get_mut() {
                         Known::Awaited(waiters) => waiters.push(waiter),
-                        Known::Settled(settled) => {
+                        Known::Settled { settled, live } => {
+                            *live += sign;
                             let settled = settled.clone();
                             self.settle(&settled, waiter, true, yields);
                         }
@@ -196,8 +210,8 @@ impl GroupState {
                 self.shared.jobs.push_job(Job { group: self.group, work, wanted, warm, reply: self.reply.clone() });
             }
         }
-        if !self.remembers {
-            self.known.retain(|_, known| !matches!(known, Known::Settled(_)));
+        for key in touched {
+            self.forget(&key);
         }
     }
 
@@ -212,15 +226,27 @@ impl GroupState {
                 let last = waiters.iter().map(|waiter| *waiter.capability.time()).max().unwrap_or_default();
                 Known::Passing { fault: settled.clone(), live, until: end_of_ingest(&last) }
             } else {
-                Known::Settled(settled.clone())
+                Known::Settled { settled: settled.clone(), live: waiters.iter().map(|waiter| waiter.sign).sum() }
             };
-            if self.remembers || settled.may_pass() {
-                self.known.insert(key, known);
-            }
+            self.known.insert(key, known);
+            self.forget(&key);
             for (index, waiter) in waiters.into_iter().enumerate() {
                 // The first one is who it was computed for.
                 self.settle(&settled, waiter, index > 0, yields);
             }
+        }
+    }
+
+    /// Lets go of a settled key that nothing here needs any more, so that memory grows neither with the number of units
+    /// nor with the length of a watch. The store still knows it.
+    fn forget(&mut self, key: &Hash) {
+        let needed = |live: isize| match self.remembers {
+            Remembers::All => true,
+            Remembers::Live => live != 0,
+            Remembers::None => false,
+        };
+        if matches!(self.known.get(key), Some(Known::Settled { live, .. }) if !needed(*live)) {
+            self.known.remove(key);
         }
     }
 
@@ -235,7 +261,8 @@ impl GroupState {
         match self.shared.store.memos(&unknown) {
             Ok(memos) => {
                 let hits = unknown.into_iter().zip(memos).filter_map(|(key, memo)| Some((key, memo?)));
-                self.known.extend(hits.map(|(key, memo)| (key, Known::Settled(Settled::from_memo(memo)))));
+                let known = |memo| Known::Settled { settled: Settled::from_memo(memo), live: 0 };
+                self.known.extend(hits.map(|(key, memo)| (key, known(memo))));
             }
             // All is computed as if nothing were known, until the workers see that the run has failed.
             Err(error) => self.shared.fail(error),

@@ -60,7 +60,7 @@ impl GroupState {
         let result = result_key(&base, present.contents());
         self.look_up([&base, &result].into_iter());
         let published = match self.known.get(&base) {
-            Some(Known::Settled(Settled::Rows(rows))) => present.is(rows.iter().map(|row| row.content)),
+            Some(Known::Settled { settled: Settled::Rows(rows), .. }) => present.is(rows.iter().map(|row| row.content)),
             _ => false,
         };
         let settled = |key| Resolved { key, warm: None, count: 0 };
@@ -72,7 +72,7 @@ impl GroupState {
         } else if on_change == OnChange::Hold {
             let key = history::key("hold", &base, present.contents());
             if let Entry::Vacant(unknown) = self.known.entry(key) {
-                unknown.insert(Known::Settled(Settled::Held(present.rows.clone())));
+                unknown.insert(Known::Settled { settled: Settled::Held(present.rows.clone()), live: 0 });
             }
             self.shared.history.hold(stage, Some(self.shared.run));
             return settled(key);
