@@ -37,9 +37,20 @@ pub(crate) fn order(
     minibatch: usize,
     seed: u64,
 ) -> Result<Order, StageError> {
-    let Some(mix) = mix else { return Ok(Order::new(rows.len(), minibatch, seed)) };
     let ids: Vec<&str> = (0..table.len()).map(|index| table.id(index)).collect();
-    let mixture = Mixture::new(mix.parts(&ids, rows)?);
+    order_of(mix, &ids, rows, minibatch, seed)
+}
+
+/// As [`order`], of rows with these ids.
+pub(crate) fn order_of(
+    mix: Option<&Mix>,
+    ids: &[&str],
+    rows: &[usize],
+    minibatch: usize,
+    seed: u64,
+) -> Result<Order, StageError> {
+    let Some(mix) = mix else { return Ok(Order::new(rows.len(), minibatch, seed)) };
+    let mixture = Mixture::new(mix.parts(ids, rows)?);
     Ok(Order::mixed(if mix.repeating { mixture.repeating() } else { mixture }, minibatch, seed))
 }
 

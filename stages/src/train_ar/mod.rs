@@ -18,6 +18,7 @@ use vw2_models::train::order::Order;
 use vw2_models::weights::{self, SaveType, Weights};
 
 use crate::baselines::Baselines;
+use crate::mixing::{self, Mix};
 use crate::scenes::{Scenes, TASKS};
 use crate::tables;
 use crate::training::{
@@ -40,6 +41,9 @@ pub struct TrainAr {
     /// Side of the squares of feature positions that are averaged into one position of the image prefix.
     #[serde(default = "one")]
     pub pool: usize,
+    /// How often videos of each sub-dataset are seen; left out, every video counts alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
@@ -87,6 +91,7 @@ impl Stage for TrainAr {
             return Err("`steps`, `minibatch` and `pool` are at least 1".into());
         }
         ArConfig::preset(&self.preset, 1).map_err(|error| error.to_string())?;
+        self.mix.as_ref().map_or(Ok(()), Mix::check)?;
         self.upkeep.0.check()?;
         self.optimizer.check()
     }
@@ -144,7 +149,10 @@ impl Trainer {
         let device = device::parse(&ctx.device)?;
         let autodiff = device.clone().autodiff();
         let model = self.first_model(unit, &config, &autodiff)?;
-        let order = Order::new(scenes.train.len(), params.minibatch.min(scenes.train.len()), params.seed);
+        let videos: Vec<&str> = scenes.train.iter().map(|scene| scene.video.as_str()).collect();
+        let all: Vec<usize> = (0..videos.len()).collect();
+        let minibatch = params.minibatch.min(videos.len());
+        let order = mixing::order_of(params.mix.as_ref(), &videos, &all, minibatch, params.seed)?;
         let baselines = Baselines::of(&scenes.train, &scenes.held, vocabulary.codes as usize);
         let mut lesson = NextCode { scenes, baselines, config, device, autodiff, order };
         let phases = vec![Phase { steps: params.steps, optimizer: params.optimizer.clone() }];
