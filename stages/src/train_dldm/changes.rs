@@ -9,6 +9,10 @@
 //! A change is the difference of frames 4i and 4i + 4, shrunk to 16 x 16 and blurred, so that a small thing which moves
 //! on changes it by degrees. Scores have deviation 1 in the training clips; large ones are drawn in by asinh, as most
 //! pairs change little and a few much.
+//!
+//! Components tell motion from rest, but not how far things went: that lies in the *moments* of a change, the sums over the
+//! picture of change times place. Of a thing that moves before an even ground, they are its way times its size and its
+//! contrast, wherever it is; so codes that say them can be read by a linear map.
 
 use burn::tensor::{Device, Tensor, TensorData, module, ops::AvgPoolOptions};
 use rand::rngs::StdRng;
@@ -24,12 +28,17 @@ const BLUR: usize = 2;
 /// Rounds of the iteration that finds the components; they are found to 1e-3 long before.
 const ROUNDS: usize = 60;
 
-/// The principal components of change in some clips.
+/// Moments of a change: by colour, along x and along y.
+pub(crate) const MOMENTS: usize = 3 * 2;
+
+/// The principal components of change in some clips, and the moments of it.
 pub(crate) struct Changes {
     /// `[1, 1, P]` with P = 3 x 16 x 16.
     mean: Tensor<3>,
     /// `[1, P, N]`, each column divided by the deviation of its score.
     components: Tensor<3>,
+    /// `[1, P, MOMENTS]`, likewise.
+    moments: Tensor<3>,
 }
 
 impl Changes {
@@ -55,19 +64,29 @@ impl Changes {
             return Err("nothing changes in the training clips: there is no motion to learn codes of".into());
         }
         let size = mean.len();
-        let columns: Vec<f32> =
-            (0..size).flat_map(|place| found.iter().map(move |component| component[place])).collect();
-        Ok(Changes {
-            mean: Tensor::from_data(TensorData::new(mean, [1, 1, size]), device),
-            components: Tensor::from_data(TensorData::new(columns, [1, size, found.len()]), device),
-        })
+        let columns = |of: &[Vec<f32>]| {
+            let columns: Vec<f32> = (0..size).flat_map(|place| of.iter().map(move |column| column[place])).collect();
+            Tensor::from_data(TensorData::new(columns, [1, size, of.len()]), device)
+        };
+        let (components, moments) = (columns(&found), columns(&moments(&rows)));
+        let mean = Tensor::from_data(TensorData::new(mean, [1, 1, size]), device);
+        Ok(Changes { mean, components, moments })
+    }
+
+    /// `[B, 3, T, H, W] -> [B, K-1, MOMENTS]`.
+    pub(crate) fn motion(&self, clip: Tensor<5>) -> Tensor<3> {
+        self.along(clip, &self.moments)
     }
 
     /// `[B, 3, T, H, W] -> [B, K-1, N]`.
     pub(crate) fn scores(&self, clip: Tensor<5>) -> Tensor<3> {
+        self.along(clip, &self.components)
+    }
+
+    fn along(&self, clip: Tensor<5>, columns: &Tensor<3>) -> Tensor<3> {
         let changes = changes(clip);
         let b = changes.dims()[0];
-        let scores = (changes - self.mean.clone()).matmul(self.components.clone().repeat_dim(0, b));
+        let scores = (changes - self.mean.clone()).matmul(columns.clone().repeat_dim(0, b));
         // asinh, of the size and then with the sign, so that large negative scores do not cancel.
         let size = scores.clone().abs();
         let drawn_in = (size.clone() + (size.square() + 1.0).sqrt()).log();
@@ -98,6 +117,26 @@ fn mean(rows: &[Vec<f32>]) -> Vec<f32> {
         sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
     }
     sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
+}
+
+/// For each colour and axis the places of its pixels, from -1 to 1 and 0 elsewhere, divided by the deviation of the rows
+/// along it.
+fn moments(rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let place = |at: usize| (2 * at + 1) as f32 / SIDE as f32 - 1.0;
+    let of = |moment: usize| {
+        let (colour, axis) = (moment / 2, moment % 2);
+        let places = (0..3 * SIDE * SIDE).map(|pixel| match (pixel / (SIDE * SIDE) == colour, axis) {
+            (false, _) => 0.0,
+            (true, 0) => place(pixel % SIDE),
+            (true, _) => place(pixel / SIDE % SIDE),
+        });
+        let places: Vec<f32> = places.collect();
+        let along = |row: &Vec<f32>| row.iter().zip(&places).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+        let variance = rows.iter().map(|row| along(row).powi(2)).sum::<f64>() / rows.len().max(1) as f64;
+        let scale = if variance > 1e-12 { variance.sqrt().recip() as f32 } else { 0.0 };
+        places.into_iter().map(|place| place * scale).collect()
+    };
+    (0..MOMENTS).map(of).collect()
 }
 
 /// The first `count` principal components of centred rows, each divided by the deviation of the rows along it; fewer
@@ -190,6 +229,21 @@ mod tests {
         let rest = values(changes.scores(jump(7, 3, 0)));
         let motion = values(changes.scores(jump(7, 3, 3)));
         assert!(rest.iter().zip(&motion).any(|(a, b)| (a - b).abs() > 0.3), "{rest:?} {motion:?}");
+    }
+
+    #[test]
+    fn moments_tell_how_far_a_thing_went_wherever_it_is() {
+        let device = Device::flex();
+        let clips = || (0..24).map(|i| Ok(jump(4 + 4 * (i % 4), 4 + 3 * (i % 6), i % 5)));
+        let changes = Changes::of(&mut clips(), 4, &device).unwrap();
+        let red_x = |x, y, dx| values(changes.motion(jump(x, y, dx)))[0].sinh();
+        let one = red_x(8, 8, 4) - red_x(8, 8, 0);
+        assert!(one.abs() > 0.3, "{one}");
+        for (x, y, dx) in [(4, 8, 4), (12, 20, 4), (8, 12, 8), (16, 4, 2), (8, 8, 0)] {
+            let wanted = one * dx as f32 / 4.0;
+            let found = red_x(x, y, dx) - red_x(8, 8, 0);
+            assert!((found - wanted).abs() < 0.02 * one.abs(), "{x}, {y}, {dx}: {found}, not {wanted}");
+        }
     }
 
     #[test]

@@ -63,6 +63,18 @@ impl Stage for TrainDldm {
     }
 }
 
+/// How far the first numbers of each pair's codes, before they are rounded, are from what they are to say: the squared error
+/// over the square of the latter. Codes `[B, N, D]`, wanted `[B, pairs, count]`. Where less is wanted than the codes could
+/// say, the last numbers are left alone; where more, its last ones.
+fn said_wrong(codes: Tensor<3>, wanted: Tensor<3>) -> Tensor<1> {
+    let [b, pairs, count] = wanted.dims();
+    let [_, n, numbers] = codes.dims();
+    let each = n / pairs * numbers;
+    let count = count.min(each);
+    let (said, wanted) = (codes.reshape([b, pairs, each]).narrow(2, 0, count), wanted.narrow(2, 0, count));
+    (said - wanted.clone()).square().mean() / wanted.square().mean().add_scalar(1e-6)
+}
+
 impl Reconstruct for Pupil {
     const NAME: &'static str = "dldm";
     type Guide = Option<Changes>;
@@ -90,7 +102,7 @@ impl Reconstruct for Pupil {
         device: &Device,
     ) -> Result<Option<Changes>, StageError> {
         let DldmConfig { queries, embedding_dim, .. } = self.dldm.config();
-        let wanted = learn.iter().any(|learn| learn.changes > 0.0);
+        let wanted = learn.iter().any(|learn| learn.changes > 0.0 || learn.motion > 0.0);
         wanted.then(|| Changes::of(clips, queries * embedding_dim, device)).transpose()
     }
 
@@ -113,14 +125,15 @@ impl Reconstruct for Pupil {
             let video = self.cells(encoded.h.clone());
             drawn.pictures.push(Picture { name: "cells", weight: learn.cells, video, truth: x.clone() });
         }
-        if let (Some(changes), true) = (guide, learn.changes > 0.0) {
-            let inner = Tensor::from_inner(changes.scores(x.inner()));
-            let [b, pairs, count] = inner.dims();
-            // Where less varies than the codes could say, the last numbers of each pair are left alone.
-            let [_, codes, numbers] = encoded.query.dims();
-            let said = encoded.query.reshape([b, pairs, codes / pairs * numbers]).narrow(2, 0, count);
-            let error = (said - inner.clone()).square().mean() / inner.square().mean().add_scalar(1e-6);
-            drawn.penalties.push(("changes", error.mul_scalar(learn.changes)));
+        if let Some(changes) = guide {
+            let mut say = |name, weight: f64, wanted: Tensor<3>| {
+                if weight > 0.0 {
+                    let wanted = Tensor::from_inner(wanted);
+                    drawn.penalties.push((name, said_wrong(encoded.query.clone(), wanted).mul_scalar(weight)));
+                }
+            };
+            say("changes", learn.changes, changes.scores(x.clone().inner()));
+            say("motion", learn.motion, changes.motion(x.inner()));
         }
         Ok(drawn)
     }

@@ -114,17 +114,25 @@ pub struct Learn {
     pub cells: f64,
     /// What changes between latent frames, said by the codes before they are rounded.
     pub changes: f64,
+    /// How far things move between latent frames, said likewise, so that a linear map reads it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub motion: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(weight: &f64) -> bool {
+    *weight == 0.0
 }
 
 impl Default for Learn {
     fn default() -> Learn {
-        Learn { video: 1.0, stills: 0.0, cells: 0.0, changes: 0.0 }
+        Learn { video: 1.0, stills: 0.0, cells: 0.0, changes: 0.0, motion: 0.0 }
     }
 }
 
 impl Learn {
     fn check(&self) -> Result<(), String> {
-        let weights = [self.video, self.stills, self.cells, self.changes];
+        let weights = [self.video, self.stills, self.cells, self.changes, self.motion];
         match weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) && weights.iter().sum::<f64>() > 0.0 {
             true => Ok(()),
             false => Err("`learn`: weights are 0 or more, and one at least is above 0".into()),
