@@ -11,6 +11,7 @@
 mod codes;
 mod config;
 mod decoder;
+mod digits;
 mod generate;
 mod layers;
 mod sampling;

@@ -41,6 +41,9 @@ pub struct TrainAr {
     /// Side of the squares of feature positions that are averaged into one position of the image prefix.
     #[serde(default = "one")]
     pub pool: usize,
+    /// Codes share what they have in common: each also has rows for its digits, the levels that it is made of.
+    #[serde(default = "digits")]
+    pub digits: bool,
     /// How often videos of each sub-dataset are seen; left out, every video counts alike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mix: Option<Mix>,
@@ -66,6 +69,10 @@ fn minibatch() -> usize {
     16
 }
 
+fn digits() -> bool {
+    true
+}
+
 fn one() -> usize {
     1
 }
@@ -76,7 +83,7 @@ fn checks() -> u32 {
 
 impl Stage for TrainAr {
     const KIND: &'static str = "train-ar";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "all codes to an autoregressive model";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[Port::whole("codes", &tables::CODES)];
@@ -145,6 +152,7 @@ impl Trainer {
             feature: scenes.feature,
             pool: params.pool,
             clip_codes: scenes.clip_codes,
+            digits: params.digits,
         };
         let device = device::parse(&ctx.device)?;
         let autodiff = device.clone().autodiff();

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::ArConfig;
 use super::decoder::{Ar, cross_entropy};
+use super::digits::Digits;
 use super::generate::Stop;
 use super::layers::Embedding;
 use super::sampling::Sampling;
@@ -71,6 +72,9 @@ pub struct CodeConfig {
     pub pool: usize,
     /// Codes of one clip: queries times pairs of latent frames.
     pub clip_codes: usize,
+    /// Whether codes share rows for their digits (see `digits.rs`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub digits: bool,
 }
 
 impl CodeConfig {
@@ -290,13 +294,16 @@ impl CodeModel {
     pub fn init(config: &CodeConfig, seed: u64, device: &Device) -> Result<CodeModel> {
         config.check()?;
         let init = &mut Init::new(device, seed);
-        let decoder = Ar::new(&config.decoder, init);
+        let mut decoder = Ar::new(&config.decoder, init);
         let (width, [rows, columns]) = (config.decoder.hidden_size, config.grid());
         let image_prefix = ImagePrefix {
             proj: Linear::new(init, config.feature[0], width, true),
             rows: Embedding::init(rows, width, init),
             columns: Embedding::init(columns, width, init),
         };
+        if config.digits {
+            decoder.digits = Some(Digits::init(&config.levels, config.decoder.vocab_size, width, init));
+        }
         Ok(CodeModel { decoder, image_prefix, config: config.clone() })
     }
 
@@ -422,6 +429,7 @@ mod tests {
             feature: [2, 2, 3],
             pool: 1,
             clip_codes: 3,
+            digits: false,
         }
     }
 

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Int, Tensor};
 use vw2_kernels::Sight;
 
 use super::config::ArConfig;
+use super::digits::Digits;
 use super::layers::{Attention, Embedding, Memory, Mlp, positions};
 use crate::nn::recompute::{self, Fixed};
 use crate::nn::{Init, Linear, RmsNorm, Rotary};
@@ -17,6 +18,8 @@ pub struct Ar {
     pub model: Body,
     /// Absent where the head is the embedding table.
     pub lm_head: Option<Linear>,
+    /// Where ids are codes that consist of digits.
+    pub digits: Option<Digits>,
     #[module(skip)]
     pub config: ArConfig,
 }
@@ -83,7 +86,7 @@ impl Ar {
             norm: RmsNorm::new(init, width, config.rms_norm_eps),
         };
         let lm_head = (!config.tie_word_embeddings).then(|| Linear::new(init, width, vocab, false));
-        Ar { model, lm_head, config: config.clone() }
+        Ar { model, lm_head, digits: None, config: config.clone() }
     }
 
     /// The decoder that `weights` holds.
@@ -107,7 +110,10 @@ impl Ar {
     }
 
     pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        self.model.embed_tokens.forward(ids)
+        match &self.digits {
+            Some(digits) => self.model.embed_tokens.forward(ids.clone()) + digits.embed(ids),
+            None => self.model.embed_tokens.forward(ids),
+        }
     }
 
     /// Embeddings [B, T, D] to the normed stream after the last layer.
@@ -124,9 +130,13 @@ impl Ar {
     }
 
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => self.model.embed_tokens.scores(hidden),
+        let scores = match &self.lm_head {
+            Some(head) => head.forward(hidden.clone()),
+            None => self.model.embed_tokens.scores(hidden.clone()),
+        };
+        match &self.digits {
+            Some(digits) => scores + digits.scores(hidden),
+            None => scores,
         }
     }
 
@@ -162,6 +172,9 @@ impl Named for Ar {
         names.child("model.norm", &mut self.model.norm);
         if let Some(head) = &mut self.lm_head {
             names.child("lm_head", head);
+        }
+        if let Some(digits) = &mut self.digits {
+            names.child("code_digits", digits);
         }
     }
 }

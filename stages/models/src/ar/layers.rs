@@ -21,7 +21,12 @@ impl Embedding {
 
     /// Ids [B, T], each below V, to [B, T, D].
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        module::embedding(self.weight.val(), ids)
+        Embedding::rows_of(self.weight.val(), ids)
+    }
+
+    /// Rows of a table [V, D]: [B, T] to [B, T, D].
+    pub(crate) fn rows_of(table: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
+        module::embedding(table, ids)
     }
 
     /// The table as a head: [B, T, D] to [B, T, V].
