@@ -4,7 +4,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
+use vw2_kernels::Activation;
 
 use super::blocks::{CrossAttention, Factorised, FrameNorm, Residual, SelfAttention, Upsample};
 use super::config::DldmConfig;
@@ -67,9 +67,11 @@ impl Decoder {
         for (index, level) in self.up.iter().enumerate().rev() {
             x = level.forward(x, codes, index, tap);
         }
-        x = self.norm_out.forward(x);
-        tap.frames(format_args!("decoder.norm_out"), &x);
-        self.unpatcher.unpatch(self.conv_out.forward(silu(x), None))
+        tap.see(format_args!("decoder.norm_out"), || {
+            self.norm_out.forward(x.clone(), Activation::None).swap_dims(1, 2) // as published
+        });
+        let x = self.norm_out.forward(x, Activation::Silu);
+        self.unpatcher.unpatch(self.conv_out.forward(x, None))
     }
 }
 
