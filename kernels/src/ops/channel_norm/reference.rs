@@ -8,7 +8,8 @@ pub(super) fn inputs(case: &[usize], seed: u64) -> Vec<TensorData> {
     let count = case[1] * (case[0] * case[2] + 1);
     let mut draws = Draws::new(seed);
     // No length near 0, where gradients have no bound.
-    let value = |draws: &mut Draws| (draws.unit() * 2.0 + 0.5) * if draws.bits() % 2 == 0 { 1.0 } else { -1.0 };
+    let value =
+        |draws: &mut Draws| (draws.unit() * 2.0 + 0.5) * if draws.bits().is_multiple_of(2) { 1.0 } else { -1.0 };
     let values: Vec<f32> = (0..count).map(|_| value(&mut draws) as f32).collect();
     vec![TensorData::new(values, [count])]
 }

@@ -52,7 +52,7 @@ pub fn haar_cells(x: Tensor<5>, taps: Tensor<1>, patch: usize) -> Tensor<5> {
 pub fn haar_frames(z: Tensor<5>, taps: Tensor<1>, patch: usize) -> Tensor<5> {
     let c = z.dims()[2];
     assert!(patch.is_power_of_two(), "a patch of {patch} is no power of two");
-    assert!(c % patch.pow(3) == 0, "{c} channels are not sub-bands of patches of {patch}");
+    assert!(c.is_multiple_of(patch.pow(3)), "{c} channels are not sub-bands of patches of {patch}");
     let scale = 8f64.powi(patch.ilog2() as i32).sqrt() as f32;
     moved(z, taps, Dispatch::haar_frames, Form { patch, scale, front: HaarFront::Last })
 }
