@@ -64,12 +64,9 @@ const HOT_WORDS: &[(&str, &str)] = &[
     ("softmax(", "attention, cross_entropy"),
     ("module::conv", "conv3d"),
     ("module::attention", "attention"),
-    ("square().mean_dim(", "norm"),
+    ("square().mean_dim(", "norm, frame_norm"),
+    ("square().sum_dim(", "channel_norm"),
 ];
-
-/// Where such a word may stand, and why.
-const HOT_EXCEPTIONS: &[(&str, &str, &str)] =
-    &[("stages/models/src/dldm/blocks.rs", "square().mean_dim(", "the per-frame norm has no kernel yet")];
 
 #[test]
 fn models_leave_hot_operations_to_the_kernels() {
@@ -83,12 +80,11 @@ fn models_leave_hot_operations_to_the_kernels() {
         let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
         for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
             let hot = HOT_WORDS.iter().find(|(word, _)| line.contains(word));
-            let excused = |word: &str| HOT_EXCEPTIONS.iter().any(|(file, known, _)| *file == name && *known == word);
             assert!(
-                hot.is_none_or(|(word, _)| excused(word)),
-                "{name}:{}: `{line}`: take it from vw2_kernels ({}), or say in HOT_EXCEPTIONS why not",
+                hot.is_none(),
+                "{name}:{}: `{line}`: take it from vw2_kernels ({})",
                 number + 1,
-                hot.unwrap().1
+                hot.map_or("", |(_, kernels)| kernels)
             );
         }
     }

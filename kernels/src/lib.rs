@@ -14,6 +14,8 @@ pub mod ops;
 mod simd;
 
 #[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "cube")]
 pub mod launches;
 
 #[cfg(test)]
@@ -23,24 +25,32 @@ mod lanes;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 pub use device::{DeviceError, available, numeric_class, parse};
+pub use ops::Activation;
 pub use ops::adamw::{AdamWStep, Stepped, adamw, squares};
 pub use ops::attention::{Order, Sight, attention};
+pub use ops::channel_norm::channel_norm;
 pub use ops::conv3d::{Front, Steps, conv3d};
 pub use ops::cross_entropy::cross_entropy;
+pub use ops::frame_norm::frame_norm;
 pub use ops::fsq::{fsq, fsq_bound, fsq_codes_to_indices, fsq_dequantise, fsq_indices};
 pub use ops::gate::gated;
+pub use ops::haar::{HaarFront, haar_cells, haar_frames};
 pub use ops::norm::{layer_norm, modulate, rms_norm};
 pub use ops::picture::{
     Filter, Layout, Matrix, Picture, PictureError, Range, Resize, Rounding, denormalise, normalise, picture_to_levels,
     picture_to_rgb, rgb_resize,
 };
 pub use ops::rotary::rotary;
+pub use ops::sample::{Choice, sample};
 pub use ops::swiglu::swiglu;
 
 /// All kernels, in the order of the data's way.
 pub static KERNELS: &[Kernel] = &[
     ops::picture::KERNEL,
     ops::conv3d::KERNEL,
+    ops::channel_norm::KERNEL,
+    ops::haar::KERNEL,
+    ops::frame_norm::KERNEL,
     ops::fsq::KERNEL,
     ops::attention::KERNEL,
     ops::adamw::KERNEL,
@@ -49,6 +59,7 @@ pub static KERNELS: &[Kernel] = &[
     ops::gate::KERNEL,
     ops::rotary::KERNEL,
     ops::swiglu::KERNEL,
+    ops::sample::KERNEL,
 ];
 
 /// One kernel, with all that its tests and benches need.

@@ -63,6 +63,19 @@ pub(crate) fn exp2(x: f32) -> f32 {
     if x >= 127.5 { f32::INFINITY } else { power }
 }
 
+/// 1 / (1 + exp(-x)).
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp2(x * -std::f32::consts::LOG2_E))
+}
+
+/// d (x sigmoid(x)) / d x.
+#[inline(always)]
+pub(crate) fn silu_slope(x: f32) -> f32 {
+    let open = sigmoid(x);
+    open * (1.0 + x * (1.0 - open))
+}
+
 /// The sum of lanes, by halves.
 #[inline(always)]
 pub(crate) fn total(lanes: [f32; LANES]) -> f32 {

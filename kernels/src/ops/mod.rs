@@ -2,14 +2,33 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod channel_norm;
 pub mod conv3d;
 pub mod cross_entropy;
+pub mod frame_norm;
 pub mod fsq;
 pub mod gate;
+pub mod haar;
 pub mod norm;
 pub mod picture;
 pub mod rotary;
+pub mod sample;
 pub mod swiglu;
+
+/// What follows a norm, value by value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    None,
+    /// x / (1 + exp(-x)).
+    Silu,
+}
+
+impl Activation {
+    /// As the cases of kernels say it.
+    pub(crate) fn silu_if(silu: bool) -> Activation {
+        if silu { Activation::Silu } else { Activation::None }
+    }
+}
 
 /// Seeded draws for inputs of tests and benches: a 64-bit SplitMix generator, small and the same everywhere.
 pub(crate) struct Draws(u64);

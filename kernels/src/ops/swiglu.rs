@@ -11,7 +11,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_e
 use burn::tensor::{FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::simd::{exp2, wide};
+use crate::simd::{sigmoid, wide};
 use crate::{Cost, Kernel, Tolerance};
 
 /// `gate / (1 + exp(-gate)) up`. Keeps the float type of `gate`.
@@ -69,12 +69,6 @@ impl SwigluOps for Flex {
 
 fn slice(tensor: &FloatTensor<Flex>) -> &[f32] {
     tensor.as_slice().expect("a contiguous f32 tensor is a slice")
-}
-
-/// 1 / (1 + exp(-x)).
-#[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp2(x * -std::f32::consts::LOG2_E))
 }
 
 wide! {

@@ -30,6 +30,7 @@ const SPILLS: &[(&str, &str)] = &[
         "backward_queries",
         "gathers a row of gradients in registers beside the tiles; 24 bytes of a thread go to memory at most",
     ),
+    ("choose", "runs once a token, and waits for barriers more than for memory; 84 bytes of a thread go there at most"),
 ];
 
 #[test]

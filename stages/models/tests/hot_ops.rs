@@ -19,20 +19,11 @@ use vw2_models::vae::{Vae, VaeConfig};
 /// Kernels of Burn that the models may launch, by the start of their path, and why.
 const COLD: &[(&str, &str)] = &[
     ("cubek_matmul::", "matrix products are cubek's, on tensor cores where there are any"),
-    (
-        "cubek_reduce::",
-        "means and sums of losses, and gradients of biases; the dLDM's and the VAE's norms, until they have a row",
-    ),
+    ("cubek_reduce::", "means and sums of losses, and gradients of biases"),
     ("cubek_pool::", "the average beside the dLDM's strided convolution; it has no row yet"),
     ("cubecl_std::tensor::contiguous::", "copies where an op of ours or cubek's wants its input in order"),
-    (
-        "burn_cubecl::kernel::binary::",
-        "sums and products by element; the norms of the dLDM and the VAE among them, until they have a row",
-    ),
-    (
-        "burn_cubecl::kernel::unary_float::",
-        "SiLU of the dLDM and the VAE beside their norms; roots and tanh by element",
-    ),
+    ("burn_cubecl::kernel::binary::", "sums and products by element"),
+    ("burn_cubecl::kernel::unary_float::", "activations, roots and tanh by element, none of them beside a norm"),
     ("burn_cubecl::kernel::index::", "slices, joins, copies of frames, rows of embeddings"),
     ("burn_cubecl::kernel::mask::", "positions that a loss leaves out, and zeros beyond a clip"),
     ("burn_cubecl::kernel::comparison::", "comparisons by element, for masks and clamps"),

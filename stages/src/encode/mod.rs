@@ -21,7 +21,7 @@ pub struct Encode {
 
 impl Stage for Encode {
     const KIND: &'static str = "encode";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "frames to VAE latents";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] =

@@ -72,7 +72,7 @@ pub struct EvaluateWeights {
 
 impl Stage for Evaluate {
     const KIND: &'static str = "evaluate";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "frames to figures: how well the models draw them again";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[

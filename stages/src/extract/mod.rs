@@ -27,7 +27,7 @@ pub struct Extract {
 
 impl Stage for Extract {
     const KIND: &'static str = "extract";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "frames to dLDM codes";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] =

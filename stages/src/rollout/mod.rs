@@ -104,7 +104,7 @@ impl Rollout {
 
 impl Stage for Rollout {
     const KIND: &'static str = "rollout";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "start scenes to imagined video";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[

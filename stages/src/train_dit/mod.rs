@@ -98,7 +98,7 @@ fn checks() -> u32 {
 
 impl Stage for TrainDit {
     const KIND: &'static str = "train-dit";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "all frames to a diffusion transformer with control branch";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[

@@ -148,7 +148,7 @@ fn checks() -> u32 {
 
 impl Stage for TrainJoint {
     const KIND: &'static str = "train-joint";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "all frames to a dLDM and a diffusion transformer, trained together";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[

@@ -11,22 +11,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::{Form, NormOps};
-
-/// Units that share a row.
-const UNITS: usize = 128;
-
-/// The sum of what all units of the cube have, in every unit.
-#[cube]
-fn total(value: f32, shared: &mut Shared<[f32]>) -> f32 {
-    sync_cube();
-    shared[UNIT_POS as usize] = value;
-    sync_cube();
-    let mut sum = 0.0f32;
-    for other in 0..UNITS {
-        sum += shared[other];
-    }
-    sum
-}
+use crate::cube::{UNITS, total};
 
 /// One cube per row; units take every 128th column.
 #[cube(launch)]

@@ -8,7 +8,7 @@
 //! Names: the decoder's published ones, and `image_prefix.*`.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::config::ArConfig;
@@ -376,12 +376,15 @@ impl CodeModel {
 
         let (codes, eos) = (vocabulary.codes as usize, vocabulary.eos());
         let ends = |ids: &[u32]| may_end && !ids.is_empty() && ids.len().is_multiple_of(config.clip_codes);
-        let look = |ids: &[u32], logits: &mut [f32]| {
-            let end = logits[eos as usize];
-            logits[codes..].fill(f32::NEG_INFINITY);
-            if ends(ids) {
-                logits[eos as usize] = end;
-            }
+        // What is never an id here, between clips and where a rollout may end.
+        let barred = |end: bool| {
+            let barred: Vec<bool> =
+                (0..config.decoder.vocab_size).map(|id| id >= codes && !(end && id == eos as usize)).collect();
+            Tensor::<1, Bool>::from_data(TensorData::from(barred.as_slice()), &device).unsqueeze::<2>()
+        };
+        let barred = [barred(false), barred(true)];
+        let look = |ids: &[u32], logits: Tensor<2>| {
+            logits.mask_fill(barred[usize::from(ends(ids))].clone(), f32::NEG_INFINITY)
         };
         let stop = |ids: &[u32]| if ids.last() == Some(&eos) { Stop::Here } else { Stop::No };
         let mut ids = self.decoder.generate(prompt, limit * config.clip_codes, sampling, look, stop)?;

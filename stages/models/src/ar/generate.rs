@@ -1,10 +1,9 @@
 //! One id after the other, with a cache: each step costs one position, whatever was before.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use super::decoder::{Ar, KvCache};
-use super::sampling::{Draws, Sampling};
-use crate::train::floats;
+use super::sampling::{Draws, Sampling, known};
 use crate::{Error, Result};
 
 /// Whether to go on after an id.
@@ -18,17 +17,18 @@ pub enum Stop {
 impl Ar {
     /// Up to `count` ids after a prompt of embeddings [1, T, D].
     ///
-    /// `look` sees the ids so far and the logits of the next, and may change these: what it sets to minus infinity is not
-    /// chosen. `stop` sees each new list of ids.
+    /// `look` sees the ids so far and the logits of the next [1, V], and yields those to choose from: what it sets to minus
+    /// infinity is not chosen. `stop` sees each new list of ids. Logits stay on their device; an id leaves it at each step.
     ///
     /// # Errors
-    /// A batch of several prompts, an empty prompt, more positions than the decoder was made for, a bad [`Sampling`].
+    /// A batch of several prompts, an empty prompt, more positions than the decoder was made for, a bad [`Sampling`], logits
+    /// of which none is a finite number.
     pub fn generate(
         &self,
         prompt: Tensor<3>,
         count: usize,
         sampling: &Sampling,
-        mut look: impl FnMut(&[u32], &mut [f32]),
+        mut look: impl FnMut(&[u32], Tensor<2>) -> Tensor<2>,
         mut stop: impl FnMut(&[u32]) -> Stop,
     ) -> Result<Vec<u32>> {
         sampling.check()?;
@@ -53,15 +53,14 @@ impl Ar {
         while ids.len() < count {
             let [_, length, width] = next.dims();
             let hidden = self.extend(next, &mut cache)?.slice([0..1, length - 1..length, 0..width]);
-            let mut logits = floats(self.logits(hidden));
-            look(&ids, &mut logits);
-            let id = draws.choose(&logits)? as u32;
-            ids.push(id);
+            let logits = self.logits(hidden);
+            let vocabulary = logits.dims()[2];
+            let id = draws.choose(look(&ids, logits.reshape([1, vocabulary])));
+            ids.push(known(id.clone())?);
             if stop(&ids) == Stop::Here || ids.len() == count {
                 break;
             }
-            let id = Tensor::<2, Int>::from_data(TensorData::new(vec![i64::from(id)], [1, 1]), &device);
-            next = self.embed(id);
+            next = self.embed(id.unsqueeze());
         }
         Ok(ids)
     }

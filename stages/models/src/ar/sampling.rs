@@ -1,8 +1,10 @@
-//! From logits to an id, on the host: greedy, temperature, top-k, top-p, and draws that follow from a seed.
+//! From logits to an id, on their device: greedy, temperature, top-k, top-p, and draws that follow from a seed.
 
+use burn::tensor::{Int, Tensor};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use vw2_kernels::{Choice, sample};
 
 use crate::{Error, Result};
 
@@ -53,59 +55,43 @@ impl<'a> Draws<'a> {
         Draws { sampling, rng: StdRng::seed_from_u64(sampling.seed) }
     }
 
-    /// An index into `logits`. Those that are minus infinity are never chosen.
-    ///
-    /// # Errors
-    /// No logit is a finite number.
-    pub fn choose(&mut self, logits: &[f32]) -> Result<usize> {
+    /// An id for a row of logits [1, V], which stays on its device: [1]. Those that are minus infinity are never chosen.
+    pub fn choose(&mut self, logits: Tensor<2>) -> Tensor<1, Int> {
         let Sampling { temperature, top_k, top_p, .. } = *self.sampling;
-        let mut order: Vec<usize> = (0..logits.len()).filter(|&i| logits[i].is_finite()).collect();
-        // A stable sort, so that equal logits keep the order of their ids.
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-        let Some(&best) = order.first() else {
-            return Err(Error::Input("sampling: no id has a finite logit; the weights may be damaged".to_owned()));
-        };
-        if temperature == 0.0 {
-            return Ok(best);
-        }
-        if top_k > 0 {
-            order.truncate(top_k);
-        }
-        let top = f64::from(logits[best]);
-        let mut weights: Vec<f64> = order.iter().map(|&i| ((f64::from(logits[i]) - top) / temperature).exp()).collect();
-        if top_p < 1.0 {
-            let wanted = top_p * weights.iter().sum::<f64>();
-            let mut together = 0.0;
-            let enough = weights.iter().position(|weight| {
-                together += weight;
-                together >= wanted
-            });
-            weights.truncate(enough.map_or(weights.len(), |last| last + 1));
-        }
-        let mut left = self.rng.random::<f64>() * weights.iter().sum::<f64>();
-        for (&index, weight) in order.iter().zip(&weights) {
-            left -= weight;
-            if left < 0.0 {
-                return Ok(index);
-            }
-        }
-        // Rounding may leave a rest of nothing behind the last id.
-        Ok(order[weights.len() - 1])
+        let draw = if temperature == 0.0 { 0.0 } else { self.rng.random() };
+        sample(logits, Choice { temperature, top_k, top_p }, &[draw])
     }
+}
+
+/// The number of an id that was chosen.
+///
+/// # Errors
+/// No logit was a finite number.
+pub(super) fn known(id: Tensor<1, Int>) -> Result<u32> {
+    let id: i64 = id.into_scalar();
+    u32::try_from(id)
+        .map_err(|_| Error::Input("sampling: no id has a finite logit; the weights may be damaged".to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     const LOGITS: [f32; 5] = [0.0, 2.0, f32::NEG_INFINITY, 2.0, 1.0];
+
+    fn choose(draws: &mut Draws<'_>, logits: &[f32]) -> Result<usize> {
+        let logits = Tensor::<1>::from_floats(logits, &Device::flex()).unsqueeze();
+        known(draws.choose(logits)).map(|id| id as usize)
+    }
 
     /// How often each id comes in 4000 draws.
     fn counts(sampling: &Sampling) -> [usize; 5] {
         let mut draws = Draws::new(sampling);
         let mut counts = [0; 5];
         for _ in 0..4000 {
-            counts[draws.choose(&LOGITS).unwrap()] += 1;
+            counts[choose(&mut draws, &LOGITS).unwrap()] += 1;
         }
         counts
     }
@@ -143,7 +129,7 @@ mod tests {
         let draw = |seed| {
             let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed };
             let mut draws = Draws::new(&sampling);
-            std::array::from_fn::<usize, 12, _>(|_| draws.choose(&[0.0; 10]).unwrap())
+            std::array::from_fn::<usize, 12, _>(|_| choose(&mut draws, &[0.0; 10]).unwrap())
         };
         assert_eq!(draw(5), draw(5));
         assert_ne!(draw(5), draw(6));
@@ -153,7 +139,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_named() {
-        assert!(Draws::new(&Sampling::GREEDY).choose(&[f32::NAN, f32::NEG_INFINITY]).is_err());
+        assert!(choose(&mut Draws::new(&Sampling::GREEDY), &[f32::NAN, f32::NEG_INFINITY]).is_err());
         for (wrong, word) in [
             (Sampling { temperature: f64::NAN, ..Sampling::GREEDY }, "temperature NaN"),
             (Sampling { temperature: -1.0, ..Sampling::GREEDY }, "temperature -1"),

@@ -4,10 +4,9 @@
 //! are group norms of one group with the statistics of one frame. All is causal in time.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::silu;
 use burn::tensor::ops::AvgPoolOptions;
 use burn::tensor::{Tensor, module};
-use vw2_kernels::{Front, Sight, Steps, attention};
+use vw2_kernels::{Activation, Front, Sight, Steps, attention, frame_norm};
 
 use super::config::Halve;
 use crate::nn::causal_conv3d::{double_space, repeat_first};
@@ -68,13 +67,8 @@ impl FrameNorm {
         FrameNorm { weight: init.constant([channels], 1.0), bias: init.constant([channels], 0.0) }
     }
 
-    pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        let [b, t, c, h, w] = x.dims();
-        let x = x.reshape([b * t, c * h * w]);
-        let x = x.clone() - x.mean_dim(1);
-        let deviation = (x.clone().square().mean_dim(1) + 1e-6).sqrt();
-        let [weight, bias] = [&self.weight, &self.bias].map(|param| param.val().reshape([1, 1, c, 1, 1]));
-        (x / deviation).reshape([b, t, c, h, w]) * weight + bias
+    pub(super) fn forward(&self, x: Tensor<5>, then: Activation) -> Tensor<5> {
+        frame_norm(x, self.weight.val(), self.bias.val(), 1e-6, then)
     }
 }
 
@@ -111,8 +105,8 @@ impl Residual {
     }
 
     fn compute(&self, x: Tensor<5>) -> Tensor<5> {
-        let y = self.conv1.forward(silu(self.norm1.forward(x.clone())), None);
-        let y = silu(self.norm2.forward(y));
+        let y = self.conv1.forward(self.norm1.forward(x.clone(), Activation::Silu), None);
+        let y = self.norm2.forward(y, Activation::Silu);
         let x = match &self.nin_shortcut {
             Some(shortcut) => within(shortcut, x, None),
             None => x,
@@ -151,7 +145,7 @@ impl SelfAttention {
     }
 
     fn qkv(&self, x: &Tensor<5>) -> [Tensor<5>; 3] {
-        let normed = self.norm.forward(x.clone());
+        let normed = self.norm.forward(x.clone(), Activation::None);
         [&self.q, &self.k, &self.v].map(|conv| within(conv, normed.clone(), None))
     }
 
@@ -204,7 +198,7 @@ impl CrossAttention {
     pub(super) fn forward(&self, x: Tensor<5>, context: Tensor<3>, per_frame: usize) -> Tensor<5> {
         let [b, t, c, h, w] = x.dims();
         let tokens = context.dims()[1];
-        let q = within(&self.q_proj, self.norm.forward(x.clone()), None);
+        let q = within(&self.q_proj, self.norm.forward(x.clone(), Activation::None), None);
         let q = q.permute([0, 1, 3, 4, 2]).reshape([b, 1, t * h * w, c]);
         let kv = self.kv_proj.forward(context).reshape([b, 1, tokens, 2 * c]);
         let (k, v) = (kv.clone().narrow(3, 0, c), kv.narrow(3, c, c));

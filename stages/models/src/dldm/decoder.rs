@@ -3,8 +3,8 @@
 //! The first frame's map is repeated over time; each later frame learns from the codes up to its own what has changed.
 
 use burn::module::Module;
-use burn::tensor::activation::silu;
 use burn::tensor::{Gradients, Tensor};
+use vw2_kernels::Activation;
 
 use super::blocks::{CrossAttention, Factorised, FrameNorm, Residual, SelfAttention, Upsample};
 use super::config::DldmConfig;
@@ -69,9 +69,11 @@ impl Decoder {
         for (index, level) in self.up.iter().enumerate().rev() {
             x = level.forward(x, codes, index, tap);
         }
-        x = self.norm_out.forward(x);
-        tap.frames(format_args!("decoder.norm_out"), &x);
-        self.unpatcher.unpatch(self.conv_out.forward(silu(x), None))
+        tap.see(format_args!("decoder.norm_out"), || {
+            self.norm_out.forward(x.clone(), Activation::None).swap_dims(1, 2) // as published
+        });
+        let x = self.norm_out.forward(x, Activation::Silu);
+        self.unpatcher.unpatch(self.conv_out.forward(x, None))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
+use vw2_kernels::Activation;
 
 use super::blocks::{Downsample, Factorised, FrameNorm, Residual, SelfAttention, pointwise, walk_conv, within};
 use super::config::DldmConfig;
@@ -59,7 +59,7 @@ impl Encoder {
         x = self.mid_attn.forward(x, |part| format!("encoder.mid.attn_1.{part}"), tap);
         x = self.mid_block_2.forward(x);
         tap.frames(format_args!("encoder.mid.block_2"), &x);
-        silu(self.norm_out.forward(x))
+        self.norm_out.forward(x, Activation::Silu)
     }
 
     /// One token per code, `[B, K, C, h, w] -> [B, N, z_channels, 1, 1]`. Wants two latent frames at least.

@@ -2,20 +2,17 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
-use vw2_kernels::{Front, Sight, Steps, attention, conv3d};
+use vw2_kernels::{Activation, Front, Sight, Steps, attention, channel_norm, conv3d};
 
 use super::stream::{Stream, causal, zero_frames};
 use crate::nn::causal_conv3d::double_space;
 use crate::nn::{CausalConv3d, Init, Tap};
 use crate::weights::{Named, Names, Visitor};
 
-/// At each position: channels to length sqrt(C), times gamma.
-fn rms_norm<const D: usize>(x: Tensor<5>, gamma: &Param<Tensor<D>>) -> Tensor<5> {
+/// At each position: channels to length sqrt(C), times gamma; then what follows.
+fn rms_norm<const D: usize>(x: Tensor<5>, gamma: &Param<Tensor<D>>, then: Activation) -> Tensor<5> {
     let channels = x.dims()[2];
-    let length = x.clone().square().sum_dim(2).sqrt().clamp_min(1e-12);
-    let gamma = gamma.val().reshape([1, 1, channels, 1, 1]) * (channels as f64).sqrt();
-    x / length * gamma
+    channel_norm(x, gamma.val().reshape([channels]), then)
 }
 
 #[derive(Module, Debug)]
@@ -39,8 +36,8 @@ impl Residual {
     }
 
     pub(super) fn forward(&self, x: Tensor<5>, stream: &mut Stream) -> Tensor<5> {
-        let y = causal(&self.conv1, silu(rms_norm(x.clone(), &self.gamma1)), stream, None);
-        let y = silu(rms_norm(y, &self.gamma2));
+        let y = causal(&self.conv1, rms_norm(x.clone(), &self.gamma1, Activation::Silu), stream, None);
+        let y = rms_norm(y, &self.gamma2, Activation::Silu);
         let x = match &self.shortcut {
             Some(shortcut) => shortcut.forward(x, Front::Zeros(0), None),
             None => x,
@@ -116,12 +113,10 @@ impl Attention {
 
     pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         let [b, t, c, h, w] = x.dims();
-        let qkv = self.to_qkv.forward(rms_norm(x.clone(), &self.gamma), Steps::same(1), None).reshape([
-            b * t,
-            1,
-            3 * c,
-            h * w,
-        ]);
+        let qkv = self
+            .to_qkv
+            .forward(rms_norm(x.clone(), &self.gamma, Activation::None), Steps::same(1), None)
+            .reshape([b * t, 1, 3 * c, h * w]);
         let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(2, part * c, c).swap_dims(2, 3)); // [B*T, 1, N, C]
         let y = attention(q, k, v, &Sight::all()).swap_dims(2, 3).reshape([b, t, c, h, w]);
         self.proj.forward(y, Steps::same(1), Some(x))
@@ -245,7 +240,7 @@ impl Head {
     }
 
     pub(super) fn forward(&self, x: Tensor<5>, stream: &mut Stream) -> Tensor<5> {
-        causal(&self.conv, silu(rms_norm(x, &self.gamma)), stream, None)
+        causal(&self.conv, rms_norm(x, &self.gamma, Activation::Silu), stream, None)
     }
 }
 

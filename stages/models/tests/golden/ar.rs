@@ -102,7 +102,10 @@ fn generation(golden: &Weights, decoder: &Ar, report: &mut Report) {
     let count = recorded.len() - prompt.len();
     let embedded = decoder.embed(ids(golden, "gen.in.prompt", &Device::flex()));
     let mut steps = Vec::new();
-    let look = |_: &[u32], logits: &mut [f32]| steps.extend(logits.iter().copied().map(f64::from));
+    let look = |_: &[u32], logits: Tensor<2>| {
+        steps.extend(logits.to_data().iter::<f64>());
+        logits
+    };
     let new = decoder.generate(embedded, count, &Sampling::GREEDY, look, |_| Stop::No).unwrap();
     let all: Vec<i64> = prompt.into_iter().chain(new.into_iter().map(i64::from)).collect();
     report.equal("gen.out.ids", all, recorded);
