@@ -15,6 +15,7 @@ import time
 import torch
 import torch.nn.functional as F
 
+import torch_runs
 import torch_video
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,7 +36,37 @@ def dldm_encode():
     return lambda: model(clip)
 
 
-WORKS = {"conv3d": conv3d, "vae-encode": vae_encode, "dldm-encode": dldm_encode}
+def attention():
+    q, k, v = (torch.randn(1, 16, 2048, 128) for _ in range(3))
+    return lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+@torch.enable_grad()
+def attention_step():
+    q, k, v = (torch.randn(1, 16, 2048, 128, requires_grad=True) for _ in range(3))
+
+    @torch.enable_grad()
+    def once():
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        torch.autograd.grad(y.square().mean(), (q, k, v))
+
+    return once
+
+
+@torch.enable_grad()
+def ar_step():
+    _, once = torch_runs.decoder_step((768, 12, 12, 12, 2624, False), 512, "cpu", torch.float32)
+    return torch.enable_grad()(once)
+
+
+WORKS = {
+    "conv3d": conv3d,
+    "vae-encode": vae_encode,
+    "dldm-encode": dldm_encode,
+    "attention": attention,
+    "attention-step": attention_step,
+    "ar-step": ar_step,
+}
 
 
 def main():

@@ -177,8 +177,12 @@ class Decoder(nn.Module):
 
 
 def ar_step(small, device, dtype):
-    vocabulary, length = 1020, 128 if small else 2048
     sizes = (128, 4, 4, 2, 352, False) if small else (1024, 24, 16, 16, 2752, True)
+    return decoder_step(sizes, 128 if small else 2048, device, dtype)
+
+
+def decoder_step(sizes, length, device, dtype):
+    vocabulary = 1020
     decoder = Decoder(vocabulary, *sizes).to(device, dtype)
     optimizer = torch.optim.AdamW(decoder.parameters(), 1e-4, (0.9, 0.99), 1e-8, 0.1)
     ids = (torch.arange(length, device=device) * 7919 % vocabulary)[None]

@@ -7,6 +7,9 @@
 //! | `conv3d` | 96 to 96 channels, 3 x 3 x 3 taps, over 5 frames of 120 x 160 |
 //! | `vae-encode` | the VAE's encoder at released width over 5 frames of 240 x 320 |
 //! | `dldm-encode` | the dLDM's encoder at released width over 17 frames of 240 x 416 |
+//! | `attention` | causal, 16 heads of 128 over 2048 places |
+//! | `attention-step` | the same with its gradients, of the mean of squares |
+//! | `ar-step` | a training step of a decoder of 102 M over 512 ids: forward, backward, clip, AdamW |
 //! | `dldm-step` | reconstruction and gradients of the tiny dLDM over 4 clips of 17 frames of 64 x 64 |
 
 use std::collections::HashMap;
@@ -14,10 +17,11 @@ use std::error::Error;
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-use burn::tensor::{Device, Distribution, Tensor};
-use vw2_kernels::{Front, Steps, conv3d};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use vw2_kernels::{Front, Sight, Steps, attention, conv3d};
+use vw2_models::ar::{Ar, ArConfig, next_id_loss};
 use vw2_models::dldm::{Dldm, DldmConfig};
-use vw2_models::train::Grads;
+use vw2_models::train::{AdamW, AdamWConfig, Grads};
 use vw2_models::vae::{Vae, VaeConfig};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -76,6 +80,44 @@ fn prepare(name: &str) -> Outcome<Work> {
             Box::new(move || {
                 let (drawn, _) = dldm.reconstruct(clips.clone())?;
                 Grads::of(&(drawn - clips.clone()).abs().mean(), &mut dldm);
+                Ok(())
+            })
+        }
+        "attention" => {
+            let [q, k, v] = std::array::from_fn(|_| noise([1, 16, 2048, 128], &device));
+            Box::new(move || {
+                drop(attention(q.clone(), k.clone(), v.clone(), &Sight::causal()));
+                Ok(())
+            })
+        }
+        "attention-step" => {
+            let device = device.autodiff();
+            let [q, k, v] = std::array::from_fn(|_| noise([1, 16, 2048, 128], &device).require_grad());
+            Box::new(move || {
+                let y: Tensor<4> = attention(q.clone(), k.clone(), v.clone(), &Sight::causal());
+                drop(y.square().mean().backward());
+                Ok(())
+            })
+        }
+        "ar-step" => {
+            let config = ArConfig {
+                num_hidden_layers: 12,
+                hidden_size: 768,
+                num_attention_heads: 12,
+                num_key_value_heads: Some(12),
+                intermediate_size: 2624,
+                ..ArConfig::preset("small", 1020)?
+            };
+            let device = device.autodiff();
+            let mut decoder = Ar::init(&config, 1, &device)?;
+            let mut optimizer = AdamW::new(AdamWConfig::default());
+            let ids: Vec<i64> = (0..512).map(|place| place * 7919 % 1020).collect();
+            let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, 512]), &device);
+            Box::new(move || {
+                let loss = next_id_loss(decoder.forward(ids.clone(), None), ids.clone());
+                let mut grads = Grads::of(&loss, &mut decoder);
+                grads.clip(1.0, |_| true);
+                optimizer.step(&mut decoder, &grads, 1e-4);
                 Ok(())
             })
         }

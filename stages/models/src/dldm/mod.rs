@@ -186,7 +186,7 @@ impl Dldm {
     pub fn condition(&self, codes: Tensor<3>) -> Result<Tensor<3>> {
         let y = self.connector.forward(self.post_quantise(codes)?);
         let [b, n, d, ..] = y.dims();
-        Ok(y.reshape([b, n, d]))
+        Ok(recompute::cut(y.reshape([b, n, d])))
     }
 
     /// Encodes and decodes a clip: the reconstruction, and what it was made from.
