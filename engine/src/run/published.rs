@@ -32,7 +32,7 @@ impl PublishedNames {
 
 /// Whether sorted names hold this one. They are spread evenly, as hashes are, so it stands near the place that its size says.
 fn find(names: &[RowName], name: RowName) -> bool {
-    let guess = ((name >> 64) * names.len() as u128 >> 64) as usize;
+    let guess = (((name >> 64) * names.len() as u128) >> 64) as usize;
     let (mut from, mut to, mut reach) = (guess, guess, 64);
     while from > 0 && names[from] > name {
         (from, reach) = (from.saturating_sub(reach), 2 * reach);

@@ -6,6 +6,8 @@
 //! Source: spec sections 6.1 and 6.4.
 
 use burn::tensor::Device;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use vw2_engine::stage::{
@@ -14,7 +16,7 @@ use vw2_engine::stage::{
 use vw2_kernels::device;
 use vw2_models::ar::{ArConfig, CodeConfig, CodeModel, Example, Minibatch, Vocabulary};
 use vw2_models::train::Log;
-use vw2_models::train::order::Order;
+use vw2_models::train::order::{Order, mix};
 use vw2_models::weights::{self, SaveType, Weights};
 
 use crate::baselines::Baselines;
@@ -44,6 +46,10 @@ pub struct TrainAr {
     /// Codes share what they have in common: each also has rows for its digits, the levels that it is made of.
     #[serde(default = "digits")]
     pub digits: bool,
+    /// Share of the codes that each step hides from the decoder, which still has to predict them: where videos are few, it
+    /// learns them by heart otherwise.
+    #[serde(default, skip_serializing_if = "crate::training::is_zero")]
+    pub hide: f64,
     /// How often videos of each sub-dataset are seen; left out, every video counts alike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mix: Option<Mix>,
@@ -98,6 +104,9 @@ impl Stage for TrainAr {
             return Err("`steps`, `minibatch` and `pool` are at least 1".into());
         }
         ArConfig::preset(&self.preset, 1).map_err(|error| error.to_string())?;
+        if !(0.0..1.0).contains(&self.hide) {
+            return Err(format!("`hide` is {}; it wants 0 or more, and less than 1", self.hide));
+        }
         self.mix.as_ref().map_or(Ok(()), Mix::check)?;
         self.upkeep.0.check()?;
         self.optimizer.check()
@@ -162,7 +171,8 @@ impl Trainer {
         let minibatch = params.minibatch.min(videos.len());
         let order = mixing::order_of(params.mix.as_ref(), &videos, &all, minibatch, params.seed)?;
         let baselines = Baselines::of(&scenes.train, &scenes.held, vocabulary.codes as usize);
-        let mut lesson = NextCode { scenes, baselines, config, device, autodiff, order };
+        let TrainAr { hide, seed, .. } = *params;
+        let mut lesson = NextCode { scenes, baselines, config, device, autodiff, order, hide, seed };
         let phases = vec![Phase { steps: params.steps, optimizer: params.optimizer.clone() }];
         let course = Course { ctx, unit, phases, checks: params.checks, upkeep: &params.upkeep };
         let trained = train(&course, model, &mut lesson)?;
@@ -226,6 +236,8 @@ struct NextCode<'a> {
     device: Device,
     autodiff: Device,
     order: Order,
+    hide: f64,
+    seed: u64,
 }
 
 impl Lesson for NextCode<'_> {
@@ -236,7 +248,11 @@ impl Lesson for NextCode<'_> {
     fn losses(&mut self, model: &CodeModel, draw: Draw) -> Result<Losses, StageError> {
         let items = self.order.minibatch(draw.index);
         let examples: Vec<Example> = items.into_iter().map(|item| self.scenes.train[item].example()).collect();
-        let minibatch = Minibatch::new(&self.config, &examples, &self.autodiff)?;
+        let mut minibatch = Minibatch::new(&self.config, &examples, &self.autodiff)?;
+        if self.hide > 0.0 {
+            let mut rng = StdRng::seed_from_u64(mix(self.seed, draw.number));
+            minibatch = minibatch.hiding(&self.config, || rng.random_bool(self.hide));
+        }
         Ok(Losses { total: model.loss(&minibatch), parts: Vec::new(), amount: minibatch.tokens() as f64 })
     }
 

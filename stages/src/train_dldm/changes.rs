@@ -28,8 +28,8 @@ const BLUR: usize = 2;
 /// Rounds of the iteration that finds the components; they are found to 1e-3 long before.
 const ROUNDS: usize = 60;
 
-/// Moments of a change: by colour, along x, y and both diagonals. Four directions say more than two once they are rounded.
-pub(crate) const MOMENTS: usize = 3 * 4;
+/// Moments of a change: by colour, along x and along y.
+pub(crate) const MOMENTS: usize = 3 * 2;
 
 /// The principal components of change in some clips, and the moments of it.
 pub(crate) struct Changes {
@@ -119,16 +119,16 @@ fn mean(rows: &[Vec<f32>]) -> Vec<f32> {
     sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
 }
 
-/// For each direction and colour the places of its pixels along it, and 0 elsewhere, divided by the deviation of the rows
-/// along that.
+/// For each colour and axis the places of its pixels, from -1 to 1 and 0 elsewhere, divided by the deviation of the rows
+/// along it.
 fn moments(rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let place = |at: usize| (2 * at + 1) as f32 / SIDE as f32 - 1.0;
     let of = |moment: usize| {
-        let (colour, direction) = (moment % 3, moment / 3);
-        let places = (0..3 * SIDE * SIDE).map(|pixel| {
-            let (x, y) = (place(pixel % SIDE), place(pixel / SIDE % SIDE));
-            let along = [x, y, x + y, x - y][direction];
-            if pixel / (SIDE * SIDE) == colour { along } else { 0.0 }
+        let (colour, axis) = (moment / 2, moment % 2);
+        let places = (0..3 * SIDE * SIDE).map(|pixel| match (pixel / (SIDE * SIDE) == colour, axis) {
+            (false, _) => 0.0,
+            (true, 0) => place(pixel % SIDE),
+            (true, _) => place(pixel / SIDE % SIDE),
         });
         let places: Vec<f32> = places.collect();
         let along = |row: &Vec<f32>| row.iter().zip(&places).map(|(a, b)| f64::from(a * b)).sum::<f64>();

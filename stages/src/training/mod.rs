@@ -40,3 +40,9 @@ pub(crate) use reconstruct::{Drawn, Learn, Picture, Reconstruct, Reconstructed, 
 pub(crate) use start::{connected_weights, parent_weights};
 pub(crate) use trainer::Upkeep;
 pub(crate) use trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, train};
+
+/// For parameters that stay out of the fingerprint as long as they do nothing.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+pub(crate) fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}

@@ -115,13 +115,8 @@ pub struct Learn {
     /// What changes between latent frames, said by the codes before they are rounded.
     pub changes: f64,
     /// How far things move between latent frames, said likewise, so that a linear map reads it.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "super::is_zero")]
     pub motion: f64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-fn is_zero(weight: &f64) -> bool {
-    *weight == 0.0
 }
 
 impl Default for Learn {

@@ -190,6 +190,19 @@ impl Minibatch {
         })
     }
 
+    /// Hides codes from the decoder, which still has to predict them: each one where `hidden` says so, asked row by row.
+    #[must_use]
+    pub fn hiding(self, config: &CodeConfig, mut hidden: impl FnMut() -> bool) -> Minibatch {
+        let Vocabulary { codes, .. } = config.vocabulary();
+        let (shape, device) = (self.tail.dims(), self.tail.device());
+        let tail: Vec<i64> =
+            self.tail.into_data().convert::<i64>().try_into_vec().expect("the data were just made i64");
+        let pad = i64::from(config.vocabulary().pad());
+        let hide = |id: i64| if id < i64::from(codes) && hidden() { pad } else { id };
+        let tail = TensorData::new(tail.into_iter().map(hide).collect::<Vec<i64>>(), shape);
+        Minibatch { tail: Tensor::from_data(tail, &device), ..self }
+    }
+
     /// Positions that the decoder computes, padding included.
     pub fn tokens(&self) -> usize {
         self.tokens

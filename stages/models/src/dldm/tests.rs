@@ -73,7 +73,7 @@ struct Shake;
 impl Visitor for Shake {
     fn param<const D: usize>(&mut self, _: &str, param: &mut burn::module::Param<Tensor<D>>) {
         let value = param.val();
-        let noise = Tensor::random(value.dims(), burn::tensor::Distribution::Normal(0.0, 0.1), &value.device());
+        let noise = Tensor::random(value.dims(), Distribution::Normal(0.0, 0.1), &value.device());
         *param = burn::module::Param::initialized(param.id, value + noise);
     }
 }

@@ -30,13 +30,17 @@ pub struct Tape(Vec<Note>);
 /// A gradient for each of several values, flat and without graph, where the loss depends on it.
 pub(crate) type Flat = Vec<Option<Tensor<1>>>;
 
+/// Takes gradients out of those of a backward pass, and adds them.
+type Take = Box<dyn Fn(&mut Gradients, &mut Flat)>;
+
+/// From gradients to the scalar whose backward pass goes on towards the front.
+type Back = Box<dyn FnOnce(&Flat) -> Option<Tensor<1>>>;
+
 struct Note {
     /// Of what was handed on, as far as they are known.
     grads: Flat,
-    /// Takes these out of those of a backward pass.
-    take: Box<dyn Fn(&mut Gradients, &mut Flat)>,
-    /// From these to the scalar whose backward pass goes on towards the front.
-    back: Box<dyn FnOnce(&Flat) -> Option<Tensor<1>>>,
+    take: Take,
+    back: Back,
 }
 
 /// Runs a forward pass whose blocks are computed again on the way back; `false`: one that keeps everything. The tape is to
