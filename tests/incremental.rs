@@ -215,6 +215,39 @@ fn ctrl_c_drains_and_the_same_command_goes_on() {
 }
 
 #[test]
+fn a_watching_run_follows_its_videos_without_a_restart() {
+    let project = Project::with_clips(2);
+    let child = project.command(&["run", super::project::PIPELINE, "--watch"]).spawn().unwrap();
+    // While an export is replaced, a folder may be missing for a moment.
+    let shows = |wanted: &[&str]| {
+        let wanted: BTreeSet<String> =
+            wanted.iter().flat_map(|video| (0..CLIPS).map(move |n| format!("{video}#{n}"))).collect();
+        wait_for(&format!("{wanted:?}"), PATIENCE, || {
+            std::panic::catch_unwind(|| exported_ids(&project)).is_ok_and(|ids| ids == wanted)
+        });
+    };
+    shows(&["ep_0000.mp4", "ep_0001.mp4"]);
+    project.copy_sample(20, "videos/come.mp4");
+    shows(&["come.mp4", "ep_0000.mp4", "ep_0001.mp4"]);
+    fs::rename(project.path("videos/ep_0001.mp4"), project.path("videos/moved.mp4")).unwrap();
+    project.copy_sample(21, "videos/come.mp4");
+    fs::remove_file(project.path("videos/ep_0000.mp4")).unwrap();
+    shows(&["come.mp4", "moved.mp4"]);
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let ended = finished(child);
+    assert_eq!(ended.code, 0, "{ended:#?}");
+
+    let settled = project.run(&[]);
+    let fresh = Project::new();
+    for path in ["videos/come.mp4", "videos/moved.mp4", "scenes/scene.png", super::project::PIPELINE] {
+        fresh.write(path, fs::read(project.path(path)).unwrap());
+    }
+    fresh.run(&[]);
+    assert_eq!(outputs(&project), outputs(&fresh), "watched on the left, from scratch on the right");
+    assert_eq!(settled.count("codes", "executed"), 0, "the watching run had computed everything");
+}
+
+#[test]
 fn a_second_run_on_one_store_is_told_to_wait() {
     let project = Project::with_clips(4);
     let mut first = project.command(&["run", super::project::PIPELINE]).spawn().unwrap();

@@ -95,6 +95,8 @@ pub(crate) fn feed(
         if !events.wait(shared, held_back) {
             break;
         }
+        // What the last change needed is settled by now.
+        shared.store.forget_pages();
         ended = match feeder.ingest(Some(events.settle())) {
             Ok(ended) => ended,
             Err(error) => {

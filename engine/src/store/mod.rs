@@ -165,6 +165,15 @@ impl Store {
         rows::from_bytes(&bytes, schema)
     }
 
+    /// Gives back the memory that holds pages of the manifest, which would grow for hours in a process that stays.
+    pub(crate) fn forget_pages(&self) {
+        for open in [self.manifest(), self.reader()] {
+            if let Err(error) = open.release_memory() {
+                tracing::debug!("pages of the manifest stay in memory: {error}");
+            }
+        }
+    }
+
     fn manifest(&self) -> MutexGuard<'_, Connection> {
         // A panic inside a transaction rolls it back, so the connection stays good.
         self.manifest.lock().unwrap_or_else(PoisonError::into_inner)

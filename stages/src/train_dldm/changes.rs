@@ -12,7 +12,9 @@
 //!
 //! Components tell motion from rest, but not how far things went: that lies in the *moments* of a change, the sums over the
 //! picture of change times place. Of a thing that moves before an even ground, they are its way times its size and its
-//! contrast, wherever it is; so codes that say them can be read by a linear map.
+//! contrast, wherever it is; so codes that say them can be read by a linear map. They are taken along the two principal
+//! colours of change: red, green and blue mostly change together, and would say one thing three times. And each is said
+//! twice, half a cell of rounding apart, so that both together tell twice as many steps.
 
 use burn::tensor::{Device, Tensor, TensorData, module, ops::AvgPoolOptions};
 use rand::rngs::StdRng;
@@ -28,8 +30,10 @@ const BLUR: usize = 2;
 /// Rounds of the iteration that finds the components; they are found to 1e-3 long before.
 const ROUNDS: usize = 60;
 
-/// Moments of a change: by colour, along x and along y.
-pub(crate) const MOMENTS: usize = 3 * 2;
+/// Colours along which moments are taken: the first principal ones.
+const TINTS: usize = 2;
+/// A quarter of a cell around 0, of a code's number before rounding to five levels: half of 0.5 in the middle of tanh, twice.
+const QUARTER: f32 = 0.125;
 
 /// The principal components of change in some clips, and the moments of it.
 pub(crate) struct Changes {
@@ -37,7 +41,7 @@ pub(crate) struct Changes {
     mean: Tensor<3>,
     /// `[1, P, N]`, each column divided by the deviation of its score.
     components: Tensor<3>,
-    /// `[1, P, MOMENTS]`, likewise.
+    /// `[1, P, M]`, likewise, M = 4: by colour, along x and along y.
     moments: Tensor<3>,
 }
 
@@ -73,9 +77,10 @@ impl Changes {
         Ok(Changes { mean, components, moments })
     }
 
-    /// `[B, 3, T, H, W] -> [B, K-1, MOMENTS]`.
+    /// `[B, 3, T, H, W] -> [B, K-1, 2 M]`.
     pub(crate) fn motion(&self, clip: Tensor<5>) -> Tensor<3> {
-        self.along(clip, &self.moments)
+        let moments = self.along(clip, &self.moments);
+        Tensor::cat(vec![moments.clone() + QUARTER, moments - QUARTER], 2)
     }
 
     /// `[B, 3, T, H, W] -> [B, K-1, N]`.
@@ -119,16 +124,15 @@ fn mean(rows: &[Vec<f32>]) -> Vec<f32> {
     sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
 }
 
-/// For each colour and axis the places of its pixels, from -1 to 1 and 0 elsewhere, divided by the deviation of the rows
-/// along it.
+/// For each principal colour and axis the places of pixels, from -1 to 1, by how much of that colour each channel has;
+/// divided by the deviation of the rows along it.
 fn moments(rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let place = |at: usize| (2 * at + 1) as f32 / SIDE as f32 - 1.0;
-    let of = |moment: usize| {
-        let (colour, axis) = (moment / 2, moment % 2);
-        let places = (0..3 * SIDE * SIDE).map(|pixel| match (pixel / (SIDE * SIDE) == colour, axis) {
-            (false, _) => 0.0,
-            (true, 0) => place(pixel % SIDE),
-            (true, _) => place(pixel / SIDE % SIDE),
+    let tints = tints(rows);
+    let of = |(tint, axis): (&Vec<f32>, usize)| {
+        let places = (0..3 * SIDE * SIDE).map(|pixel| {
+            let along = if axis == 0 { pixel % SIDE } else { pixel / SIDE % SIDE };
+            tint[pixel / (SIDE * SIDE)] * place(along)
         });
         let places: Vec<f32> = places.collect();
         let along = |row: &Vec<f32>| row.iter().zip(&places).map(|(a, b)| f64::from(a * b)).sum::<f64>();
@@ -136,7 +140,23 @@ fn moments(rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
         let scale = if variance > 1e-12 { variance.sqrt().recip() as f32 } else { 0.0 };
         places.into_iter().map(|place| place * scale).collect()
     };
-    (0..MOMENTS).map(of).collect()
+    tints.iter().flat_map(|tint| (0..2).map(move |axis| (tint, axis))).map(of).collect()
+}
+
+/// The directions of colour along which pixels change most, at most [`TINTS`]; their lengths mean nothing.
+fn tints(rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let plane = SIDE * SIDE;
+    let together = |a: usize, b: usize| -> f32 {
+        let of_row = |row: &Vec<f32>| dot32(&row[a * plane..][..plane], &row[b * plane..][..plane]);
+        (rows.iter().map(of_row).sum::<f64>() / (rows.len().max(1) * plane) as f64) as f32
+    };
+    // A symmetric matrix and the sum of its rows' squares have the same principal directions.
+    let covariance: Vec<Vec<f32>> = (0..3).map(|a| (0..3).map(|b| together(a, b)).collect()).collect();
+    components(&covariance, TINTS)
+}
+
+fn dot32(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum()
 }
 
 /// The first `count` principal components of centred rows, each divided by the deviation of the rows along it; fewer
@@ -236,12 +256,17 @@ mod tests {
         let device = Device::flex();
         let clips = || (0..24).map(|i| Ok(jump(4 + 4 * (i % 4), 4 + 3 * (i % 6), i % 5)));
         let changes = Changes::of(&mut clips(), 4, &device).unwrap();
-        let red_x = |x, y, dx| values(changes.motion(jump(x, y, dx)))[0].sinh();
-        let one = red_x(8, 8, 4) - red_x(8, 8, 0);
+        let along_x = |x, y, dx| {
+            let said = values(changes.motion(jump(x, y, dx)));
+            assert_eq!(said.len(), 2 * 2, "the square is white, so there is one colour of change");
+            assert!((said[0] - said[2] - 2.0 * QUARTER).abs() < 1e-5, "{said:?}");
+            ((said[0] + said[2]) / 2.0).sinh()
+        };
+        let one = along_x(8, 8, 4) - along_x(8, 8, 0);
         assert!(one.abs() > 0.3, "{one}");
         for (x, y, dx) in [(4, 8, 4), (12, 20, 4), (8, 12, 8), (16, 4, 2), (8, 8, 0)] {
             let wanted = one * dx as f32 / 4.0;
-            let found = red_x(x, y, dx) - red_x(8, 8, 0);
+            let found = along_x(x, y, dx) - along_x(8, 8, 0);
             assert!((found - wanted).abs() < 0.02 * one.abs(), "{x}, {y}, {dx}: {found}, not {wanted}");
         }
     }

@@ -2,14 +2,16 @@
 //!
 //! Subsampled pictures follow libswscale's default conversion bit for bit, since that is what trained models have seen
 //! through ffmpeg, PyAV or decord: coefficients of 13 bits, every term cut to a whole level by itself, on average 1.2
-//! levels (limited range) below exact arithmetic. Full-size chroma, which libswscale rounds, is rounded here.
+//! levels (limited range) below exact arithmetic. Full-size chroma and samples of 10 bits, for which libswscale rounds, are
+//! rounded here, once.
 
 use super::{Layout, Matrix, Picture, Range};
 
-/// Bits after the point.
-pub(super) const BITS: u32 = 16;
+/// Bits after the point of a coefficient.
+const BITS: u32 = 16;
 
-/// r = luma + rv V, g = luma + gu U + gv V, b = luma + bu U; luma = y (Y - offset), U and V less 128, all x 2^16.
+/// r = luma + rv V, g = luma + gu U + gv V, b = luma + bu U; luma = y (Y - offset), U and V less the neutral sample.
+/// Coefficients are x 2^16, and sums are levels x 2^`drop`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Coefficients {
     pub y: i32,
@@ -21,6 +23,9 @@ pub(super) struct Coefficients {
     pub base: i32,
     /// Bits of a chroma term that count: the others are cut.
     pub mask: i32,
+    /// The sample of no colour.
+    pub neutral: i32,
+    pub drop: u32,
 }
 
 impl Coefficients {
@@ -35,7 +40,8 @@ impl Coefficients {
             Range::Limited => (16, 255.0 / 219.0, 255.0 / 224.0),
             Range::Full => (0, 1.0, 1.0),
         };
-        let rounded = picture.layout == Layout::I444;
+        let deeper = picture.layout.sample_bits() - 8;
+        let rounded = picture.layout == Layout::I444 || deeper > 0;
         let fixed = |value: f64| {
             let bits = if rounded { BITS } else { 13 };
             ((value * f64::from(1 << bits)).round() as i32) << (BITS - bits)
@@ -47,15 +53,17 @@ impl Coefficients {
             gu: fixed(-2.0 * (1.0 - kb) * kb / kg * chroma),
             gv: fixed(-2.0 * (1.0 - kr) * kr / kg * chroma),
             bu: fixed(2.0 * (1.0 - kb) * chroma),
-            base: if rounded { 1 << (BITS - 1) } else { 0 } - y * offset,
+            base: if rounded { 1 << (BITS + deeper - 1) } else { 0 } - y * (offset << deeper),
             mask: if rounded { -1 } else { -1 << BITS },
+            neutral: 128 << deeper,
+            drop: BITS + deeper,
         }
     }
 
     /// What a chroma sample adds to r, g and b, with the base.
     #[inline(always)]
-    fn terms(&self, u: u8, v: u8) -> [i32; 3] {
-        let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
+    fn terms(&self, u: u16, v: u16) -> [i32; 3] {
+        let (u, v) = (i32::from(u) - self.neutral, i32::from(v) - self.neutral);
         let cut = |term: i32| term & self.mask;
         [self.base + cut(self.rv * v), self.base + cut(self.gu * u) + cut(self.gv * v), self.base + cut(self.bu * u)]
     }
@@ -77,7 +85,7 @@ impl Chroma {
 
     /// Fills the row from `count` chroma samples `uv(i)`; each stands for `step` (1 or 2) pixels.
     #[inline(always)]
-    pub(super) fn fill(&mut self, k: &Coefficients, count: usize, step: usize, uv: impl Fn(usize) -> (u8, u8)) {
+    pub(super) fn fill(&mut self, k: &Coefficients, count: usize, step: usize, uv: impl Fn(usize) -> (u16, u16)) {
         if step == 1 {
             let rows = self.r.iter_mut().zip(&mut self.g).zip(&mut self.b);
             for (i, ((r, g), b)) in rows.enumerate().take(count) {
@@ -99,9 +107,9 @@ impl Chroma {
 
 /// One plane of RGB: luma and what chroma adds to it, clamped to a level.
 #[inline(always)]
-pub(super) fn convert(y_scale: i32, luma: &[u8], add: &[i32], out: &mut [u8]) {
+pub(super) fn convert<T: Copy + Into<i32>>(k: &Coefficients, luma: &[T], add: &[i32], out: &mut [u8]) {
     for ((out, &luma), &add) in out.iter_mut().zip(luma).zip(add) {
-        let value = y_scale.wrapping_mul(i32::from(luma)).wrapping_add(add).max(0) >> BITS;
+        let value = k.y.wrapping_mul(luma.into()).wrapping_add(add).max(0) >> k.drop;
         *out = value.min(255) as u8;
     }
 }

@@ -11,7 +11,7 @@ use burn_cubecl::ops::numeric::empty_device_dtype;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::colour::{BITS, Coefficients};
+use super::colour::Coefficients;
 use super::taps::{BETWEEN_BITS, COLUMN_BITS, ROW_BITS, tap_count};
 use super::{Job, Layout, Picture, PictureOps, Rounding};
 
@@ -19,8 +19,9 @@ use super::{Job, Layout, Picture, PictureOps, Rounding};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Form {
     rgb: bool,
-    /// U and V follow one another in one plane.
     paired: bool,
+    /// As [`Layout::unused_bits`].
+    unused_bits: Option<u32>,
     /// Pixels per chroma sample as a shift, along rows and along columns.
     shift_x: u32,
     shift_y: u32,
@@ -32,9 +33,10 @@ impl Form {
     fn new(picture: &Picture, rounding: Rounding) -> Form {
         Form {
             rgb: picture.layout == Layout::Rgb,
-            paired: picture.layout == Layout::Nv12,
-            shift_x: u32::from(matches!(picture.layout, Layout::I420 | Layout::I422 | Layout::Nv12)),
-            shift_y: u32::from(matches!(picture.layout, Layout::I420 | Layout::Nv12)),
+            paired: picture.layout.is_paired(),
+            unused_bits: picture.layout.unused_bits(),
+            shift_x: u32::from(!matches!(picture.layout, Layout::I444 | Layout::Rgb)),
+            shift_y: u32::from(!matches!(picture.layout, Layout::I422 | Layout::I444 | Layout::Rgb)),
             colour: Coefficients::new(picture),
             rounding,
         }
@@ -46,10 +48,22 @@ fn byte(frames: &[u32], at: u32) -> u32 {
     (frames[(at / 4u32) as usize] >> ((at % 4u32) * 8u32)) & 255u32
 }
 
+/// Sample `at` of the frame that begins at byte `base`.
+#[cube]
+fn sample(frames: &[u32], base: u32, at: u32, #[comptime] form: Form) -> u32 {
+    if comptime!(form.unused_bits.is_some()) {
+        let at = base + at * 2u32;
+        let deep = (byte(frames, at) + byte(frames, at + 1u32) * 256u32) >> comptime!(form.unused_bits.unwrap_or(0));
+        u32::min(deep, 1023u32)
+    } else {
+        byte(frames, base + at)
+    }
+}
+
 /// A sum of colour terms as a level.
 #[cube]
-fn level(sum: i32) -> u32 {
-    let level = i32::max(sum, 0i32) >> comptime!(BITS as i32);
+fn level(sum: i32, #[comptime] form: Form) -> u32 {
+    let level = i32::max(sum, 0i32) >> comptime!(form.colour.drop as i32);
     u32::cast_from(i32::min(level, 255i32))
 }
 
@@ -70,23 +84,23 @@ fn pixel(
     } else {
         let chroma_width = (width + comptime!(form.shift_x)) >> comptime!(form.shift_x);
         let chroma_height = (height + comptime!(form.shift_y)) >> comptime!(form.shift_y);
-        let sample = (y >> comptime!(form.shift_y)) * chroma_width + (x >> comptime!(form.shift_x));
-        let planes = base + width * height;
-        let mut at_u = planes + sample;
-        let mut at_v = planes + chroma_width * chroma_height + sample;
+        let chroma = (y >> comptime!(form.shift_y)) * chroma_width + (x >> comptime!(form.shift_x));
+        let planes = width * height;
+        let mut at_u = planes + chroma;
+        let mut at_v = planes + chroma_width * chroma_height + chroma;
         if comptime!(form.paired) {
-            at_u = planes + sample * 2u32;
+            at_u = planes + chroma * 2u32;
             at_v = at_u + 1u32;
         }
-        let u = i32::cast_from(byte(frames, at_u)) - 128i32;
-        let v = i32::cast_from(byte(frames, at_v)) - 128i32;
-        let luma = i32::cast_from(byte(frames, base + y * width + x)) * comptime!(form.colour.y);
+        let u = i32::cast_from(sample(frames, base, at_u, form)) - comptime!(form.colour.neutral);
+        let v = i32::cast_from(sample(frames, base, at_v, form)) - comptime!(form.colour.neutral);
+        let luma = i32::cast_from(sample(frames, base, y * width + x, form)) * comptime!(form.colour.y);
         let luma = luma + comptime!(form.colour.base);
         let mask = comptime!(form.colour.mask);
         let r = luma + ((v * comptime!(form.colour.rv)) & mask);
         let g = luma + ((u * comptime!(form.colour.gu)) & mask) + ((v * comptime!(form.colour.gv)) & mask);
         let b = luma + ((u * comptime!(form.colour.bu)) & mask);
-        (level(r), level(g), level(b))
+        (level(r, form), level(g, form), level(b, form))
     }
 }
 

@@ -58,6 +58,8 @@ struct Scratch {
     /// The last `rows.count` converted rows, each three planes of a row; source row y is in slot y mod count.
     ring: Vec<u8>,
     chroma: Chroma,
+    /// Luma of a row, where it has more than 8 bits.
+    luma: Vec<u16>,
     /// Sums over the taps of a column: three planes of a row.
     sums: Vec<u32>,
     /// The same with [`BETWEEN_BITS`] below a level.
@@ -70,6 +72,7 @@ impl Scratch {
         Scratch {
             ring: vec![0; row * taps.rows.count],
             chroma: Chroma::new(picture.width),
+            luma: vec![0; picture.width],
             sums: vec![0; row],
             between: vec![0; row],
         }
@@ -104,8 +107,8 @@ fn resize_frame_body(frame: &[u8], job: &Job, taps: &Taps, scratch: &mut Scratch
         // Rows between two windows, which the plain bilinear filter leaves out, are never converted.
         for y in converted.max(start)..start + slots {
             let slot = y % slots * row;
-            let planes = &mut scratch.ring[slot..slot + row];
-            convert_row(frame, &job.picture, &k, y, &mut chroma_row, &mut scratch.chroma, planes);
+            let Scratch { ring, chroma, luma, .. } = &mut *scratch;
+            convert_row(frame, &job.picture, &k, y, &mut chroma_row, chroma, luma, &mut ring[slot..slot + row]);
         }
         converted = start + slots;
         scratch.sums.fill(0);
@@ -125,6 +128,7 @@ fn resize_frame_body(frame: &[u8], job: &Job, taps: &Taps, scratch: &mut Scratch
 
 /// Row `y` of the frame as three planes.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "parts of the scratch are borrowed one by one")]
 fn convert_row(
     frame: &[u8],
     picture: &Picture,
@@ -132,6 +136,7 @@ fn convert_row(
     y: usize,
     chroma_row: &mut usize,
     chroma: &mut Chroma,
+    deep_luma: &mut [u16],
     planes: &mut [u8],
 ) {
     let w = picture.width;
@@ -147,21 +152,29 @@ fn convert_row(
     let (cw, ch) = (picture.chroma_width(), picture.chroma_height());
     let cy = if ch == picture.height { y } else { y / 2 };
     let step = if cw == w { 1 } else { 2 };
+    let unused = picture.layout.unused_bits();
+    let deep = |at: usize, unused: u32| (u16::from_le_bytes([frame[2 * at], frame[2 * at + 1]]) >> unused).min(1023);
     if *chroma_row != cy {
         *chroma_row = cy;
         let base = w * picture.height;
-        if picture.layout == Layout::Nv12 {
-            let uv = &frame[base + cy * 2 * cw..][..2 * cw];
-            chroma.fill(k, cw, step, |i| (uv[2 * i], uv[2 * i + 1]));
-        } else {
-            let (u, v) = (&frame[base + cy * cw..][..cw], &frame[base + (ch + cy) * cw..][..cw]);
-            chroma.fill(k, cw, step, |i| (u[i], v[i]));
+        // Places of a sample's U and V in the planes of chroma.
+        let at = |i: usize| match picture.layout.is_paired() {
+            true => (base + 2 * (cy * cw + i), base + 2 * (cy * cw + i) + 1),
+            false => (base + cy * cw + i, base + (ch + cy) * cw + i),
+        };
+        match unused {
+            None => chroma.fill(k, cw, step, |i| (frame[at(i).0].into(), frame[at(i).1].into())),
+            Some(unused) => chroma.fill(k, cw, step, |i| (deep(at(i).0, unused), deep(at(i).1, unused))),
         }
     }
-    let luma = &frame[y * w..(y + 1) * w];
-    convert(k.y, luma, &chroma.r, r);
-    convert(k.y, luma, &chroma.g, g);
-    convert(k.y, luma, &chroma.b, b);
+    let planes = [(&chroma.r, r), (&chroma.g, g), (&chroma.b, b)];
+    match unused {
+        None => planes.into_iter().for_each(|(add, out)| convert(k, &frame[y * w..(y + 1) * w], add, out)),
+        Some(unused) => {
+            deep_luma.iter_mut().enumerate().for_each(|(x, to)| *to = deep(y * w + x, unused));
+            planes.into_iter().for_each(|(add, out)| convert(k, deep_luma, add, out));
+        }
+    }
 }
 
 /// Three planes of sums to one row of pixels.

@@ -35,8 +35,36 @@ pub enum Layout {
     I444,
     /// Y, then one plane of U, V pairs at half width and half height.
     Nv12,
+    /// I420 of 10 bits: two bytes per sample, the low one first, values below 1024.
+    I010,
+    /// Nv12 of 10 bits: two bytes per sample, the low one first, the value in the upper ten bits.
+    P010,
     /// R, G, B triples; needs no conversion.
     Rgb,
+}
+
+impl Layout {
+    fn sample_bytes(self) -> usize {
+        self.sample_bits().div_ceil(8) as usize
+    }
+
+    fn sample_bits(self) -> u32 {
+        if self.unused_bits().is_some() { 10 } else { 8 }
+    }
+
+    /// Of samples of 10 bits in two bytes: bits below the value.
+    fn unused_bits(self) -> Option<u32> {
+        match self {
+            Layout::I010 => Some(0),
+            Layout::P010 => Some(6),
+            Layout::I420 | Layout::I422 | Layout::I444 | Layout::Nv12 | Layout::Rgb => None,
+        }
+    }
+
+    /// U and V follow one another in one plane.
+    fn is_paired(self) -> bool {
+        matches!(self, Layout::Nv12 | Layout::P010)
+    }
 }
 
 /// The YUV matrix.
@@ -78,20 +106,20 @@ impl Picture {
         let (luma, chroma) = (self.width * self.height, self.chroma_width() * self.chroma_height());
         match self.layout {
             Layout::Rgb => 3 * luma,
-            _ => luma + 2 * chroma,
+            _ => self.layout.sample_bytes() * (luma + 2 * chroma),
         }
     }
 
     fn chroma_width(&self) -> usize {
         match self.layout {
-            Layout::I420 | Layout::I422 | Layout::Nv12 => self.width.div_ceil(2),
+            Layout::I420 | Layout::I422 | Layout::Nv12 | Layout::I010 | Layout::P010 => self.width.div_ceil(2),
             Layout::I444 | Layout::Rgb => self.width,
         }
     }
 
     fn chroma_height(&self) -> usize {
         match self.layout {
-            Layout::I420 | Layout::Nv12 => self.height.div_ceil(2),
+            Layout::I420 | Layout::Nv12 | Layout::I010 | Layout::P010 => self.height.div_ceil(2),
             Layout::I422 | Layout::I444 | Layout::Rgb => self.height,
         }
     }
@@ -270,8 +298,14 @@ pub(crate) const KERNEL: Kernel = Kernel {
         &[2, 33, 17, 9, 17, 2, 2, 0, 0],
         &[1, 65, 31, 16, 12, 4, 0, 0, 1],
         &[2, 97, 131, 64, 64, 3, 1, 0, 0],
+        &[2, 9, 11, 5, 6, 5, 2, 0, 0],
+        &[3, 13, 7, 6, 9, 6, 2, 1, 1],
     ],
-    sizes: &[&[17, 720, 1280, 64, 64, 0, 1, 0, 0], &[17, 720, 1280, 480, 832, 0, 1, 0, 0]],
+    sizes: &[
+        &[17, 720, 1280, 64, 64, 0, 1, 0, 0],
+        &[17, 720, 1280, 64, 64, 6, 2, 0, 0],
+        &[17, 720, 1280, 480, 832, 0, 1, 0, 0],
+    ],
     inputs: reference::inputs,
     reference: reference::normalised,
     run: |case, inputs| run(inputs[0].int(), inputs[1].int(), reference::job(case)).reshape([-1]),

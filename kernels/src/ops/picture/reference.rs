@@ -7,7 +7,8 @@ use crate::ops::Draws;
 
 pub(super) fn job(case: &[usize]) -> Job {
     let picture = Picture {
-        layout: [Layout::I420, Layout::I422, Layout::I444, Layout::Nv12, Layout::Rgb][case[5]],
+        layout: [Layout::I420, Layout::I422, Layout::I444, Layout::Nv12, Layout::Rgb, Layout::I010, Layout::P010]
+            [case[5]],
         matrix: [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020][case[6]],
         range: [Range::Limited, Range::Full][case[7]],
         width: case[2],
@@ -36,10 +37,17 @@ pub(super) fn pixel(frame: &[u8], picture: &Picture, x: usize, y: usize) -> [f64
     let (w, h) = (picture.width, picture.height);
     let (cw, ch) = (picture.chroma_width(), picture.chroma_height());
     let (cx, cy) = (if cw == w { x } else { x / 2 }, if ch == h { y } else { y / 2 });
-    let at = |i: usize| f64::from(frame[i]);
+    let at = |i: usize| match picture.layout {
+        Layout::I010 | Layout::P010 => {
+            let value = f64::from(frame[2 * i]) + 256.0 * f64::from(frame[2 * i + 1]);
+            let value = if picture.layout == Layout::P010 { (value / 64.0).floor() } else { value };
+            value.min(1023.0) / 4.0
+        }
+        _ => f64::from(frame[i]),
+    };
     let (u, v) = match picture.layout {
         Layout::Rgb => return [0, 1, 2].map(|c| at((y * w + x) * 3 + c)),
-        Layout::Nv12 => (at(w * h + (cy * cw + cx) * 2), at(w * h + (cy * cw + cx) * 2 + 1)),
+        Layout::Nv12 | Layout::P010 => (at(w * h + (cy * cw + cx) * 2), at(w * h + (cy * cw + cx) * 2 + 1)),
         _ => (at(w * h + cy * cw + cx), at(w * h + cw * ch + cy * cw + cx)),
     };
     let (kr, kb) = match picture.matrix {
@@ -54,7 +62,7 @@ pub(super) fn pixel(frame: &[u8], picture: &Picture, x: usize, y: usize) -> [f64
     let (rv, bu) = (2.0 * (1.0 - kr) * chroma, 2.0 * (1.0 - kb) * chroma);
     let (gu, gv) = (-kb * bu / (1.0 - kr - kb), -kr * rv / (1.0 - kr - kb));
     let (l, u, v) = (at(y * w + x) - black, u - 128.0, v - 128.0);
-    let rgb = if picture.layout == Layout::I444 {
+    let rgb = if matches!(picture.layout, Layout::I444 | Layout::I010 | Layout::P010) {
         [luma * l + rv * v, luma * l + gu * u + gv * v, luma * l + bu * u].map(f64::round)
     } else {
         let cut = |scale: f64, sample: f64| ((scale * 8192.0).round() * sample / 8192.0).floor();
