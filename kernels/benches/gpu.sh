@@ -63,6 +63,10 @@ for round in 1 2; do
     done
   done
 done
+# Without a card, the sizes by which the CPU is judged, too.
+if [ "$device" = cpu ] && [ -n "$torch" ]; then
+  step "ours beside PyTorch, in turns" turns "$python" kernels/benches/compare.py --turns 5
+fi
 step "benches of all kernels" benches \
   cargo bench -q -p vw2-kernels "${features[@]}" --profile dev --bench kernels -- --quick "on $device"
 

@@ -40,6 +40,14 @@ if best:
             cells += [f"{theirs:.4f}" if theirs else "-", f"{ours / theirs:.2f}" if ours and theirs else "-"]
         print(f"| {run} | {shape} | " + " | ".join(cells) + " |")
 
+turns = re.findall(r"^(\S+): least ([\d.]+), middle ([\d.]+)$", text("turns"), re.MULTILINE)
+if turns:
+    print("\n## In turns with PyTorch, f32\n")
+    print("Our time over PyTorch's: of the least times, and of the middle ones. `compare.py` says the shapes.\n")
+    print("| work | least | middle |\n| --- | ---: | ---: |")
+    for row in turns:
+        print("| " + " | ".join(row) + " |")
+
 rows, name = [], None
 for line in text("benches").splitlines():
     if found := re.match(r"(\S+ on \S+)/(\[.*?\])", line):

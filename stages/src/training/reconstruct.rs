@@ -531,16 +531,7 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
         let frames = part.frames.unwrap_or(clip_frames);
         let mut pixels = self.clips.minibatch(&picks, frames)?;
         for (place, clip) in pixels.chunks_mut(frames * h * w * 3).enumerate() {
-            let chance = mix(!self.seed, draw.number << 16 | place as u64);
-            if self.backwards && chance & 1 == 1 {
-                reverse(clip, h * w * 3);
-            }
-            if self.mirrored && chance & 2 == 2 {
-                clip.chunks_mut(w * 3).for_each(|row| reverse(row, 3));
-            }
-            if self.mirrored && chance & 4 == 4 {
-                clip.chunks_mut(h * w * 3).for_each(|frame| reverse(frame, w * 3));
-            }
+            vary(clip, [h, w], mix(!self.seed, draw.number << 16 | place as u64), self.backwards, self.mirrored);
         }
         let x = Tensor::from_inner(minibatch_tensor(&pixels, [picks.len(), frames, h, w], &self.device)?);
         let Drawn { pictures, mut penalties } = model.learn(x, &part.learn, &self.guide)?;
@@ -621,6 +612,19 @@ fn weighted_mean(error: Tensor<5>, x: Tensor<5>, motion_weight: f64) -> Tensor<1
     (error * weight.clone()).sum() / weight.sum()
 }
 
+/// Turns a clip u8 [T, H, W, 3] round as three bits of chance say: in time, left and right, top and bottom.
+fn vary(clip: &mut [u8], [h, w]: [usize; 2], chance: u64, backwards: bool, mirrored: bool) {
+    if backwards && chance & 1 == 1 {
+        reverse(clip, h * w * 3);
+    }
+    if mirrored && chance & 2 == 2 {
+        clip.chunks_mut(w * 3).for_each(|row| reverse(row, 3));
+    }
+    if mirrored && chance & 4 == 4 {
+        clip.chunks_mut(h * w * 3).for_each(|frame| reverse(frame, w * 3));
+    }
+}
+
 /// The last piece first: of a clip's frames, of a frame's rows, of a row's pixels.
 fn reverse(pieces: &mut [u8], size: usize) {
     let count = pieces.len() / size;
@@ -641,6 +645,29 @@ fn minibatch_tensor(pixels: &[u8], [b, t, h, w]: [usize; 4], device: &Device) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clips_are_turned_in_time_and_along_each_axis() {
+        // Two frames of 2 x 3 pixels, named by frame, row and column.
+        let name = |frame: u8, row: u8, column: u8| [100 * frame + 10 * row + column; 3];
+        let all = |of: &dyn Fn(u8, u8, u8) -> [u8; 3]| -> Vec<u8> {
+            let places =
+                (0..2).flat_map(|frame| (0..2).flat_map(move |row| (0..3).map(move |column| (frame, row, column))));
+            places.flat_map(|(frame, row, column)| of(frame, row, column)).collect()
+        };
+        let check = |chance, backwards, mirrored, wanted: &dyn Fn(u8, u8, u8) -> [u8; 3]| {
+            let mut clip = all(&name);
+            vary(&mut clip, [2, 3], chance, backwards, mirrored);
+            assert_eq!(clip, all(wanted), "chance {chance}");
+        };
+        check(0, true, true, &name);
+        check(1, true, true, &|frame, row, column| name(1 - frame, row, column));
+        check(2, true, true, &|frame, row, column| name(frame, row, 2 - column));
+        check(4, true, true, &|frame, row, column| name(frame, 1 - row, column));
+        check(7, true, true, &|frame, row, column| name(1 - frame, 1 - row, 2 - column));
+        check(7, false, true, &|frame, row, column| name(frame, 1 - row, 2 - column));
+        check(7, false, false, &name);
+    }
 
     #[test]
     fn the_last_piece_comes_first() {

@@ -1,7 +1,12 @@
 //! The op on CubeCL devices: one tiled matrix product, whose operands are found where they lie.
 //!
 //! Every cube computes 64 x 64 cells in steps of 16 lines: its 256 units fetch both operands to shared memory, then each
-//! adds up 4 x 4 cells in registers. What a cell means depends on the [`Role`]; no operand is ever copied to memory.
+//! adds up 4 x 4 cells in registers, or each plane 2 squares of 16 x 16 on tensor cores, where a device has those for TF32.
+//! What a cell means depends on the [`Role`]; no operand is ever copied to memory.
+//!
+//! TF32 keeps 10 bits after the point. An operand goes there as two values, the nearest one and the nearest of what is left,
+//! 21 bits in all, and three of the four products are summed; the fourth is below the last bit of an f32. So results keep
+//! the accuracy of f32, at three times the work of one product, which tensor cores still do faster than plain units.
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
@@ -10,6 +15,8 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
+use cubecl::features::MmaConfig;
 use cubecl::prelude::*;
 
 use super::{Call, Conv3dOps};
@@ -23,6 +30,12 @@ const UNITS: u32 = 256;
 const CELLS: u32 = 4;
 /// Cubes along one axis of a launch that every device takes.
 const CUBES: u32 = 32_768;
+
+/// Units that drive a tensor core together.
+const PLANE: u32 = 32;
+/// Edge of a square of cells on a tensor core, and the lines that one instruction sums.
+const SQUARE: u32 = 16;
+const DEPTH: u32 = 8;
 
 /// What rows, columns and summed lines of the product are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -204,6 +217,58 @@ fn right(b: &[f32], past: &[f32], column: u32, line: u32, sizes: &Sizes, #[compt
     }
 }
 
+/// [`left`] of a cube's cell, 0 beyond the end.
+#[cube]
+fn fetch_left(a: &[f32], row: u32, line: u32, end: u32, sizes: &Sizes, #[comptime] form: Form) -> f32 {
+    let mut value = 0.0f32;
+    if row < sizes.rows && line < end {
+        value = left(a, row, line, sizes, form);
+    }
+    value
+}
+
+/// [`right`] of a cube's cell, 0 beyond the end.
+#[cube]
+fn fetch_right(
+    b: &[f32],
+    past: &[f32],
+    column: u32,
+    line: u32,
+    end: u32,
+    sizes: &Sizes,
+    #[comptime] form: Form,
+) -> f32 {
+    let mut value = 0.0f32;
+    if column < sizes.columns && line < end {
+        value = right(b, past, column, line, sizes, form);
+    }
+    value
+}
+
+/// A cube's part of the product: its first row and column, its slice of lines, and their range.
+#[derive(CubeType, Clone, Copy)]
+struct Part {
+    row: u32,
+    column: u32,
+    slice: u32,
+    start: u32,
+    end: u32,
+}
+
+/// Cubes count columns along x and y, rows and slices along z.
+#[cube]
+fn part(sizes: &Sizes) -> Part {
+    let squares = (sizes.rows + comptime!(TILE - 1)) / TILE;
+    let slice = CUBE_POS_Z / squares;
+    Part {
+        row: CUBE_POS_Z % squares * TILE,
+        column: (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * TILE,
+        slice,
+        start: slice * sizes.slice,
+        end: u32::min((slice + 1u32) * sizes.slice, sizes.lines),
+    }
+}
+
 /// Where a cell of the product lies in the result, and the sum of it and what is added.
 #[cube]
 fn finish(
@@ -235,7 +300,7 @@ fn finish(
     }
 }
 
-/// One cube per square of cells and slice of lines: cubes count columns along x and y, rows and slices along z.
+/// One cube per square of cells and slice of lines.
 #[cube(launch)]
 fn product(
     a: &[f32],
@@ -251,32 +316,21 @@ fn product(
     let mut right_tile = Shared::<[f32]>::new_slice(comptime!((TILE * LINES) as usize));
     let mut sums = Array::<f32>::new(comptime!((CELLS * CELLS) as usize));
 
-    let squares = (sizes.rows + comptime!(TILE - 1)) / TILE;
-    let first_row = CUBE_POS_Z % squares * TILE;
-    let slice = CUBE_POS_Z / squares;
-    let first_column = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * TILE;
-    let (start, end) = (slice * sizes.slice, u32::min((slice + 1u32) * sizes.slice, sizes.lines));
+    let part = part(&sizes);
     let (unit_row, unit_column) = (UNIT_POS / 16u32, UNIT_POS % 16u32);
-
-    let steps = (end - start + comptime!(LINES - 1)) / LINES;
+    let steps = (part.end - part.start + comptime!(LINES - 1)) / LINES;
     for step in 0..steps {
-        let first_line = start + step * LINES;
+        let first_line = part.start + step * LINES;
         // Not unrolled: the code that finds an operand is long, and drivers compile it slowly.
-        for part in 0..comptime!(TILE * LINES / UNITS) {
-            let at = UNIT_POS + part * UNITS;
+        for turn in 0..comptime!(TILE * LINES / UNITS) {
+            let at = UNIT_POS + turn * UNITS;
             // Units that follow one another fetch what lies side by side: lines of weights, and columns of pixels.
             let (row, line) = (at / LINES, at % LINES);
-            let mut value = 0.0f32;
-            if first_row + row < sizes.rows && first_line + line < end {
-                value = left(a, first_row + row, first_line + line, &sizes, form);
-            }
-            left_tile[(line * TILE + row) as usize] = value;
+            left_tile[(line * TILE + row) as usize] =
+                fetch_left(a, part.row + row, first_line + line, part.end, &sizes, form);
             let (line, column) = (at / TILE, at % TILE);
-            let mut value = 0.0f32;
-            if first_column + column < sizes.columns && first_line + line < end {
-                value = right(b, past, first_column + column, first_line + line, &sizes, form);
-            }
-            right_tile[(line * TILE + column) as usize] = value;
+            right_tile[(line * TILE + column) as usize] =
+                fetch_right(b, past, part.column + column, first_line + line, part.end, &sizes, form);
         }
         sync_cube();
         for line in 0..LINES {
@@ -297,12 +351,142 @@ fn product(
     for i in 0..CELLS {
         #[unroll]
         for j in 0..CELLS {
-            let (row, column) = (first_row + unit_row + i * 16u32, first_column + unit_column + j * 16u32);
+            let (row, column) = (part.row + unit_row + i * 16u32, part.column + unit_column + j * 16u32);
             if row < sizes.rows && column < sizes.columns {
-                finish(sums[(i * CELLS + j) as usize], bias, onto, out, row, column, slice, &sizes, form);
+                finish(sums[(i * CELLS + j) as usize], bias, onto, out, row, column, part.slice, &sizes, form);
             }
         }
     }
+}
+
+/// Two squares of a plane side by side, a step of [`DEPTH`] lines further. Tiles hold lines of [`TILE`] values.
+#[cube]
+fn add_squares(
+    left_tile: &Shared<[tf32]>,
+    right_tile: &Shared<[tf32]>,
+    line: u32,
+    row: u32,
+    column: u32,
+    first: &cmma::Matrix<f32>,
+    second: &cmma::Matrix<f32>,
+) {
+    let len = comptime!((TILE * LINES) as usize);
+    let (m, n, k) = comptime!((SQUARE as usize, SQUARE as usize, DEPTH as usize));
+    let start = (line * TILE) as usize;
+    let a = cmma::Matrix::<tf32>::from_slice(
+        cmma::MatrixIdent::A,
+        m,
+        n,
+        k,
+        cmma::MatrixLayout::ColMajor,
+        &left_tile[start + row as usize..len],
+        TILE,
+    );
+    let at = start + column as usize;
+    let b = cmma::Matrix::<tf32>::from_slice(
+        cmma::MatrixIdent::B,
+        m,
+        n,
+        k,
+        cmma::MatrixLayout::RowMajor,
+        &right_tile[at..len],
+        TILE,
+    );
+    cmma::execute(&a, &b, first, first);
+    let b = cmma::Matrix::<tf32>::from_slice(
+        cmma::MatrixIdent::B,
+        m,
+        n,
+        k,
+        cmma::MatrixLayout::RowMajor,
+        &right_tile[at + comptime!(SQUARE as usize)..len],
+        TILE,
+    );
+    cmma::execute(&a, &b, second, second);
+}
+
+/// The nearest TF32, and that of what is left.
+#[cube]
+fn split(value: f32) -> (tf32, tf32) {
+    let near = tf32::cast_from(value);
+    (near, tf32::cast_from(value - f32::cast_from(near)))
+}
+
+/// As [`product`], on tensor cores: each of the eight planes of a cube has a row of two squares of 16 x 16 cells.
+#[cube(launch)]
+fn product_on_tensor_cores(
+    a: &[f32],
+    b: &[f32],
+    past: &[f32],
+    bias: &[f32],
+    onto: &[f32],
+    out: &mut [f32],
+    sizes: Sizes,
+    #[comptime] form: Form,
+) {
+    let len = comptime!((TILE * LINES) as usize);
+    let mut left_near = Shared::<[tf32]>::new_slice(len);
+    let mut left_rest = Shared::<[tf32]>::new_slice(len);
+    let mut right_near = Shared::<[tf32]>::new_slice(len);
+    let mut right_rest = Shared::<[tf32]>::new_slice(len);
+    let mut cells = Shared::<[f32]>::new_slice(comptime!((TILE * TILE) as usize));
+    let (m, n, k) = comptime!((SQUARE as usize, SQUARE as usize, DEPTH as usize));
+    let undefined = cmma::MatrixLayout::Undefined;
+    let first = cmma::Matrix::<f32>::from_value(cmma::MatrixIdent::Accumulator, m, n, k, undefined, 0.0f32);
+    let second = cmma::Matrix::<f32>::from_value(cmma::MatrixIdent::Accumulator, m, n, k, undefined, 0.0f32);
+
+    let part = part(&sizes);
+    let plane = UNIT_POS / PLANE;
+    let (plane_row, plane_column) = (plane / 2u32 * SQUARE, plane % 2u32 * comptime!(2 * SQUARE));
+    let steps = (part.end - part.start + comptime!(LINES - 1)) / LINES;
+    for step in 0..steps {
+        let first_line = part.start + step * LINES;
+        for turn in 0..comptime!(TILE * LINES / UNITS) {
+            let at = UNIT_POS + turn * UNITS;
+            let (row, line) = (at / LINES, at % LINES);
+            let value = fetch_left(a, part.row + row, first_line + line, part.end, &sizes, form);
+            let (near, rest) = split(value);
+            left_near[(line * TILE + row) as usize] = near;
+            left_rest[(line * TILE + row) as usize] = rest;
+            let (line, column) = (at / TILE, at % TILE);
+            let value = fetch_right(b, past, part.column + column, first_line + line, part.end, &sizes, form);
+            let (near, rest) = split(value);
+            right_near[at as usize] = near;
+            right_rest[at as usize] = rest;
+        }
+        sync_cube();
+        #[unroll]
+        for turn in 0..comptime!(LINES / DEPTH) {
+            let line = comptime!(turn * DEPTH).runtime();
+            // The small products first.
+            add_squares(&left_rest, &right_near, line, plane_row, plane_column, &first, &second);
+            add_squares(&left_near, &right_rest, line, plane_row, plane_column, &first, &second);
+            add_squares(&left_near, &right_near, line, plane_row, plane_column, &first, &second);
+        }
+        sync_cube();
+    }
+
+    let at = (plane_row * TILE + plane_column) as usize;
+    let all = comptime!((TILE * TILE) as usize);
+    cmma::store(&mut cells[at..all], &first, TILE, cmma::MatrixLayout::RowMajor);
+    cmma::store(&mut cells[at + comptime!(SQUARE as usize)..all], &second, TILE, cmma::MatrixLayout::RowMajor);
+    sync_cube();
+    for turn in 0..comptime!(TILE * TILE / UNITS) {
+        let at = UNIT_POS + turn * UNITS;
+        let (row, column) = (part.row + at / TILE, part.column + at % TILE);
+        if row < sizes.rows && column < sizes.columns {
+            finish(cells[at as usize], bias, onto, out, row, column, part.slice, &sizes, form);
+        }
+    }
+}
+
+/// Whether the device has tensor cores for TF32, and planes of the size that drives one.
+fn has_tensor_cores(client: &Client) -> bool {
+    let tf32 = <tf32 as CubeElement>::cube_type();
+    let wanted = MmaConfig { a_type: tf32, b_type: tf32, cd_type: f32::cube_type(), m: SQUARE, n: SQUARE, k: DEPTH };
+    let hardware = &client.properties().hardware;
+    let planes = [hardware.plane_size_min, hardware.plane_size_max];
+    client.features().matmul.cmma.contains(&wanted) && planes == [PLANE; 2]
 }
 
 /// The operands of one launch.
@@ -329,9 +513,28 @@ fn launch(role: Role, call: &Call, operands: Operands, frames: std::ops::Range<u
     let across = cubes.min(CUBES);
     let deep = (rows as u32).div_ceil(TILE) * lines.div_ceil(slice) as u32;
     let number = |value: usize| value as u32;
-    product::launch(
-        &out.client.clone(),
-        CubeCount::Static(across, cubes.div_ceil(across), deep),
+    let client = out.client.clone();
+    let count = CubeCount::Static(across, cubes.div_ceil(across), deep);
+    let sizes = SizesLaunch::new(
+        number(t),
+        number(c),
+        number(h),
+        number(w),
+        number(to),
+        number(o),
+        number(ho),
+        number(wo),
+        number(frames.len()),
+        number(frames.start),
+        number(rows),
+        number(columns),
+        number(lines),
+        number(slice),
+    );
+    let kernel = if has_tensor_cores(&client) { product_on_tensor_cores::launch } else { product::launch };
+    kernel(
+        &client,
+        count,
         CubeDim::new_1d(UNITS),
         operands.a.into_buffer_arg(),
         operands.b.into_buffer_arg(),
@@ -339,22 +542,7 @@ fn launch(role: Role, call: &Call, operands: Operands, frames: std::ops::Range<u
         operands.bias.into_buffer_arg(),
         operands.onto.into_buffer_arg(),
         out.clone().into_buffer_arg(),
-        SizesLaunch::new(
-            number(t),
-            number(c),
-            number(h),
-            number(w),
-            number(to),
-            number(o),
-            number(ho),
-            number(wo),
-            number(frames.len()),
-            number(frames.start),
-            number(rows),
-            number(columns),
-            number(lines),
-            number(slice),
-        ),
+        sizes,
         Form::new(role, call),
     );
 }

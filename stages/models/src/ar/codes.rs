@@ -464,6 +464,24 @@ mod tests {
     }
 
     #[test]
+    fn hidden_codes_are_not_seen_but_still_predicted() {
+        let (config, device) = (config(), Device::flex());
+        let ids = |tensor: &Tensor<2, Int>| tensor.to_data().convert::<i64>().try_into_vec::<i64>().unwrap();
+        let seen = Minibatch::new(&config, &examples(), &device).unwrap();
+        let mut asked = 0;
+        let hidden = seen.clone().hiding(&config, || {
+            asked += 1;
+            asked % 2 == 1
+        });
+        assert_eq!(asked, CODES.iter().map(|codes| codes.len()).sum::<usize>(), "each code, and nothing else");
+        assert_eq!(ids(&hidden.labels), ids(&seen.labels));
+        let [start, pad] = [config.vocabulary().start(), config.vocabulary().pad()].map(i64::from);
+        // The second scene's codes 5, 5, 0 are the seventh to the ninth.
+        assert_eq!(ids(&seen.tail)[10..15], [start, 5, 5, 0, pad]);
+        assert_eq!(ids(&hidden.tail)[10..15], [start, pad, 5, pad, pad]);
+    }
+
+    #[test]
     fn scenes_that_were_learned_come_back_with_their_ends() {
         let device = Device::flex().autodiff();
         let config = config();
