@@ -30,7 +30,7 @@ pub struct TrainDldm(pub Reconstruction);
 
 impl Stage for TrainDldm {
     const KIND: &'static str = "train-dldm";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "all frames to a dLDM, trained by reconstruction (warm-up)";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] =
