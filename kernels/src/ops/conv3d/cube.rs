@@ -31,6 +31,9 @@ const CELLS: u32 = 4;
 /// Cubes along one axis of a launch that every device takes.
 const CUBES: u32 = 32_768;
 
+/// A name that the macro takes for a type.
+type Tf32 = tf32;
+
 /// Units that drive a tensor core together.
 const PLANE: u32 = 32;
 /// Edge of a square of cells on a tensor core, and the lines that one instruction sums.
@@ -362,8 +365,8 @@ fn product(
 /// Two squares of a plane side by side, a step of [`DEPTH`] lines further. Tiles hold lines of [`TILE`] values.
 #[cube]
 fn add_squares(
-    left_tile: &Shared<[tf32]>,
-    right_tile: &Shared<[tf32]>,
+    left_tile: &Shared<[Tf32]>,
+    right_tile: &Shared<[Tf32]>,
     line: u32,
     row: u32,
     column: u32,
@@ -373,7 +376,7 @@ fn add_squares(
     let len = comptime!((TILE * LINES) as usize);
     let (m, n, k) = comptime!((SQUARE as usize, SQUARE as usize, DEPTH as usize));
     let start = (line * TILE) as usize;
-    let a = cmma::Matrix::<tf32>::from_slice(
+    let a = cmma::Matrix::<Tf32>::from_slice(
         cmma::MatrixIdent::A,
         m,
         n,
@@ -383,7 +386,7 @@ fn add_squares(
         TILE,
     );
     let at = start + column as usize;
-    let b = cmma::Matrix::<tf32>::from_slice(
+    let b = cmma::Matrix::<Tf32>::from_slice(
         cmma::MatrixIdent::B,
         m,
         n,
@@ -393,7 +396,7 @@ fn add_squares(
         TILE,
     );
     cmma::execute(&a, &b, first, first);
-    let b = cmma::Matrix::<tf32>::from_slice(
+    let b = cmma::Matrix::<Tf32>::from_slice(
         cmma::MatrixIdent::B,
         m,
         n,
@@ -407,9 +410,9 @@ fn add_squares(
 
 /// The nearest TF32, and that of what is left.
 #[cube]
-fn split(value: f32) -> (tf32, tf32) {
-    let near = tf32::cast_from(value);
-    (near, tf32::cast_from(value - f32::cast_from(near)))
+fn split(value: f32) -> (Tf32, Tf32) {
+    let near = Tf32::cast_from(value);
+    (near, Tf32::cast_from(value - f32::cast_from(near)))
 }
 
 /// As [`product`], on tensor cores: each of the eight planes of a cube has a row of two squares of 16 x 16 cells.
@@ -425,10 +428,10 @@ fn product_on_tensor_cores(
     #[comptime] form: Form,
 ) {
     let len = comptime!((TILE * LINES) as usize);
-    let mut left_near = Shared::<[tf32]>::new_slice(len);
-    let mut left_rest = Shared::<[tf32]>::new_slice(len);
-    let mut right_near = Shared::<[tf32]>::new_slice(len);
-    let mut right_rest = Shared::<[tf32]>::new_slice(len);
+    let mut left_near = Shared::<[Tf32]>::new_slice(len);
+    let mut left_rest = Shared::<[Tf32]>::new_slice(len);
+    let mut right_near = Shared::<[Tf32]>::new_slice(len);
+    let mut right_rest = Shared::<[Tf32]>::new_slice(len);
     let mut cells = Shared::<[f32]>::new_slice(comptime!((TILE * TILE) as usize));
     let (m, n, k) = comptime!((SQUARE as usize, SQUARE as usize, DEPTH as usize));
     let undefined = cmma::MatrixLayout::Undefined;
@@ -482,7 +485,7 @@ fn product_on_tensor_cores(
 
 /// Whether the device has tensor cores for TF32, and planes of the size that drives one.
 fn has_tensor_cores(client: &Client) -> bool {
-    let tf32 = <tf32 as CubeElement>::cube_type();
+    let tf32 = Tf32::cube_type();
     let wanted = MmaConfig { a_type: tf32, b_type: tf32, cd_type: f32::cube_type(), m: SQUARE, n: SQUARE, k: DEPTH };
     let hardware = &client.properties().hardware;
     let planes = [hardware.plane_size_min, hardware.plane_size_max];
