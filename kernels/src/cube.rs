@@ -1,8 +1,21 @@
-//! What cube kernels share: a sum over the units of a cube, and the slope of what may follow a norm.
+//! What cube kernels share: operands without gaps, a sum over the units of a cube, and the slope of what may follow a norm.
 
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::ops::Activation;
+
+/// The tensor with its values one behind the other, and nothing behind the last: a kernel's `len()` counts what memory an
+/// operand has, and Burn pads rows on some devices.
+pub(crate) fn dense(tensor: CubeTensor) -> CubeTensor {
+    let mut tensor = into_contiguous(tensor);
+    let bytes = (tensor.meta.num_elements() * tensor.dtype.size()) as u64;
+    // Offsets count from the ends of the whole memory.
+    let behind = tensor.handle.offset_end.unwrap_or(0) + tensor.handle.size_in_used() - bytes;
+    tensor.handle.offset_end = Some(behind);
+    tensor
+}
 
 /// Units of a cube that shares a row.
 pub(crate) const UNITS: usize = 128;

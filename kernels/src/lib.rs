@@ -7,6 +7,7 @@
 //! Not here: models, files, columns, threads of our own. The default build knows the CPU only and contains no CubeCL; the
 //! feature `wgpu` adds GPUs through WGSL, `cuda` those of NVIDIA through CUDA C++.
 
+pub mod agreement;
 pub mod device;
 mod heads;
 mod matrix;

@@ -1,9 +1,11 @@
-//! Streams, events, modules and launches: all of it is done as soon as it is asked for, and none of it does anything.
+//! Streams, events, modules and launches: all of it is done as soon as it is asked for, and does nothing, but for launches
+//! where there is a compiler for them.
 
-use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use crate::host::{self, Program};
 use crate::{SUCCESS, answer, handle};
 
 /// `CUDA_ERROR_LAUNCH_FAILED`
@@ -36,7 +38,6 @@ new_handle! {
     cuStreamCreate(_flags: c_uint);
     cuStreamCreateWithPriority(_flags: c_uint, _priority: c_int);
     cuEventCreate(_flags: c_uint);
-    cuModuleLoadData(_image: *const c_void);
 }
 
 done_at_once! {
@@ -59,35 +60,69 @@ unsafe extern "C" fn cuEventElapsedTime_v2(milliseconds: *mut f32, _from: *mut c
     unsafe { answer(milliseconds, 0.001) }
 }
 
-/// A function is its name, which is kept for as long as the program runs.
+/// `CUDA_ERROR_INVALID_IMAGE`
+const INVALID_IMAGE: c_int = 200;
+
+/// A module is the number of its source and one, which is never null.
 ///
 /// # Safety
-/// `place` is valid for a write, and `name` is a text with its end.
+/// `place` is valid for a write, and `image` is what the compiler gave.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuModuleGetFunction(place: *mut *mut c_void, _module: *mut c_void, name: *const c_char) -> c_int {
-    // SAFETY: the caller's promise, for both.
-    unsafe { answer(place, CStr::from_ptr(name).to_owned().into_raw().cast()) }
+unsafe extern "C" fn cuModuleLoadData(place: *mut *mut c_void, image: *const c_void) -> c_int {
+    // SAFETY: the caller's promise.
+    let image = unsafe { CStr::from_ptr(image.cast()) };
+    match image.to_str().ok().and_then(|text| text.parse::<usize>().ok()) {
+        // SAFETY: the caller's promise.
+        Some(number) => unsafe { answer(place, std::ptr::without_provenance_mut(number + 1)) },
+        None => INVALID_IMAGE,
+    }
+}
+
+/// Kept for as long as the program runs.
+struct Function {
+    name: CString,
+    program: Option<Program>,
 }
 
 /// # Safety
-/// `function` came from [`cuModuleGetFunction`].
+/// `place` is valid for a write, and `name` is a text with its end.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuModuleGetFunction(place: *mut *mut c_void, module: *mut c_void, name: *const c_char) -> c_int {
+    // SAFETY: the caller's promise.
+    let name = unsafe { CStr::from_ptr(name) }.to_owned();
+    match host::compile(module.addr() - 1, &name.to_string_lossy()) {
+        // SAFETY: the caller's promise.
+        Ok(program) => unsafe { answer(place, Box::into_raw(Box::new(Function { name, program })).cast()) },
+        Err(reason) => {
+            eprintln!("the hollow driver cannot compile {}: {reason}", name.to_string_lossy());
+            INVALID_IMAGE
+        }
+    }
+}
+
+/// # Safety
+/// `function` came from [`cuModuleGetFunction`]; where launches compute, `arguments` are its arguments.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuLaunchKernel(
     function: *mut c_void,
-    _grid_x: c_uint,
-    _grid_y: c_uint,
-    _grid_z: c_uint,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
     block_x: c_uint,
     block_y: c_uint,
     block_z: c_uint,
     shared_bytes: c_uint,
     _stream: *mut c_void,
-    _arguments: *mut *mut c_void,
+    arguments: *mut *mut c_void,
     _extra: *mut *mut c_void,
 ) -> c_int {
-    // SAFETY: the caller's promise; the text is never freed.
-    let name = unsafe { CStr::from_ptr(function.cast_const().cast()) };
-    let line = format!("{}\t{}\t{shared_bytes}\n", name.to_string_lossy(), block_x * block_y * block_z);
+    // SAFETY: the caller's promise; it is never freed.
+    let function = unsafe { &*function.cast_const().cast::<Function>() };
+    if let Some(program) = &function.program {
+        // SAFETY: the caller's promise.
+        unsafe { program.run([grid_x, grid_y, grid_z, block_x, block_y, block_z], arguments) };
+    }
+    let line = format!("{}\t{}\t{shared_bytes}\n", function.name.to_string_lossy(), block_x * block_y * block_z);
     match std::env::var_os("VW2_HOLLOW_LAUNCHES") {
         None => SUCCESS,
         Some(file) => match append(&file, &line) {

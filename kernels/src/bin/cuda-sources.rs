@@ -4,13 +4,16 @@
 //! output holds, with tabs between, a row of the table, the float type of its inputs, our functions that it launched, and
 //! the numbers of the first source and of the one after the last that came meanwhile. A float type that a row does not
 //! take, which it says by a panic, has no line; nor has a row without a cube kernel.
+//!
+//! `cuda-sources agree` looks at the results instead, and those of the gradients: on the hollow driver, these mean something
+//! where it is told a C++ compiler.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use vw2_kernels::{KERNELS, Kernel, Value, launches, parse};
+use vw2_kernels::{KERNELS, Kernel, Value, agreement, launches, parse};
 
 const TYPES: [(&str, DType); 3] = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
 
@@ -26,6 +29,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if std::env::args().nth(1).is_some_and(|word| word == "agree") {
+        return agree(&device);
+    }
     let count = || std::fs::read_dir(&folder).map_or(0, Iterator::count);
     for kernel in KERNELS {
         for (name, dtype) in TYPES {
@@ -35,6 +41,19 @@ fn main() -> ExitCode {
             if ran.is_ok() {
                 print(kernel.name, name, &launched, from, count());
             }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Each kernel in f32 against its reference.
+fn agree(device: &Device) -> ExitCode {
+    for kernel in KERNELS {
+        let agrees = agreement::of_results(kernel, "cuda:0", device)
+            .and_then(|()| agreement::of_gradients(kernel, "cuda:0", device));
+        if let Err(reason) = agrees {
+            eprintln!("{reason}");
+            return ExitCode::FAILURE;
         }
     }
     ExitCode::SUCCESS

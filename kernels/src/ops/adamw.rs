@@ -179,11 +179,12 @@ mod cube {
     use burn::backend::tensor::FloatTensor;
     use burn::tensor::{DType, Shape};
     use burn_cubecl::CubeBackend;
-    use burn_cubecl::kernel::into_contiguous;
-    use burn_cubecl::ops::numeric::empty_device_dtype;
+    use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
     use burn_cubecl::tensor::CubeTensor;
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
+
+    use crate::cube::dense;
 
     use super::{AdamWOps, Factors};
 
@@ -242,7 +243,7 @@ mod cube {
 
     /// A tensor that may be written: itself where nobody else holds it, else a copy.
     fn own(tensor: CubeTensor) -> CubeTensor {
-        let tensor = into_contiguous(tensor);
+        let tensor = dense(tensor);
         if tensor.can_mut() { tensor } else { tensor.copy() }
     }
 
@@ -255,7 +256,7 @@ mod cube {
             f: Factors,
         ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
             let [parameter, first, second] = [parameter, first, second].map(own);
-            let gradient = into_contiguous(gradient);
+            let gradient = dense(gradient);
             let client = parameter.client.clone();
             let count = parameter.meta.num_elements();
             if count > 0 {
@@ -275,10 +276,11 @@ mod cube {
         }
 
         fn squares(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
-            let tensor = into_contiguous(tensor);
+            let tensor = dense(tensor);
             let client = tensor.client.clone();
             let cubes = tensor.meta.num_elements().div_ceil(UNITS * TERMS);
-            let sums = empty_device_dtype(client.clone(), tensor.device.clone(), Shape::new([cubes]), DType::F32);
+            let sums =
+                empty_device_contiguous_dtype(client.clone(), tensor.device.clone(), Shape::new([cubes]), DType::F32);
             if cubes > 0 {
                 let dim = CubeDim::new_1d(UNITS as u32);
                 let count = calculate_cube_count_elemwise(&client, cubes * UNITS, dim);

@@ -165,10 +165,11 @@ mod cube {
     use burn::backend::tensor::{FloatTensor, IntTensor};
     use burn::tensor::{DType, Shape};
     use burn_cubecl::CubeBackend;
-    use burn_cubecl::kernel::into_contiguous;
-    use burn_cubecl::ops::numeric::empty_device_dtype;
+    use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
+
+    use crate::cube::dense;
 
     use super::CrossEntropyOps;
 
@@ -244,10 +245,11 @@ mod cube {
 
     impl CrossEntropyOps for CubeBackend {
         fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            let (logits, labels) = (into_contiguous(logits), into_contiguous(labels));
+            let (logits, labels) = (dense(logits), dense(labels));
             let client = logits.client.clone();
             let [rows, width] = logits.shape().dims();
-            let row = || empty_device_dtype(client.clone(), logits.device.clone(), Shape::new([rows]), DType::F32);
+            let row =
+                || empty_device_contiguous_dtype(client.clone(), logits.device.clone(), Shape::new([rows]), DType::F32);
             let (found, sums) = (row(), row());
             if rows > 0 {
                 let dim = CubeDim::new_1d(UNITS as u32);
@@ -271,11 +273,12 @@ mod cube {
             sums: FloatTensor<Self>,
             grad: FloatTensor<Self>,
         ) -> FloatTensor<Self> {
-            let [logits, sums, grad] = [logits, sums, grad].map(into_contiguous);
-            let labels = into_contiguous(labels);
+            let [logits, sums, grad] = [logits, sums, grad].map(dense);
+            let labels = dense(labels);
             let client = logits.client.clone();
             let [_, width] = logits.shape().dims();
-            let result = empty_device_dtype(client.clone(), logits.device.clone(), logits.shape(), DType::F32);
+            let result =
+                empty_device_contiguous_dtype(client.clone(), logits.device.clone(), logits.shape(), DType::F32);
             let count = logits.meta.num_elements();
             if count > 0 {
                 let dim = CubeDim::new_1d(256);

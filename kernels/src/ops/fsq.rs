@@ -190,11 +190,12 @@ mod cube {
     use burn::backend::TensorMetadata;
     use burn::backend::tensor::FloatTensor;
     use burn_cubecl::CubeBackend;
-    use burn_cubecl::kernel::into_contiguous;
-    use burn_cubecl::ops::numeric::empty_device_dtype;
+    use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
     use burn_cubecl::tensor::CubeTensor;
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
+
+    use crate::cube::dense;
 
     use super::{FsqOps, Step};
 
@@ -244,12 +245,12 @@ mod cube {
     fn like(z: &CubeTensor) -> (CubeTensor, CubeCount, CubeDim) {
         let dim = CubeDim::new_1d(256);
         let count = calculate_cube_count_elemwise(&z.client, z.meta.num_elements(), dim);
-        (empty_device_dtype(z.client.clone(), z.device.clone(), z.shape(), z.dtype), count, dim)
+        (empty_device_contiguous_dtype(z.client.clone(), z.device.clone(), z.shape(), z.dtype), count, dim)
     }
 
     impl FsqOps for CubeBackend {
         fn fsq(z: FloatTensor<Self>, levels: Vec<u32>) -> FloatTensor<Self> {
-            let z = into_contiguous(z);
+            let z = dense(z);
             let (codes, count, dim) = like(&z);
             let client = z.client.clone();
             let steps = upload(&client, &levels);
@@ -266,7 +267,7 @@ mod cube {
         }
 
         fn fsq_backward(z: FloatTensor<Self>, grad: FloatTensor<Self>, levels: Vec<u32>) -> FloatTensor<Self> {
-            let (z, grad) = (into_contiguous(z), into_contiguous(grad));
+            let (z, grad) = (dense(z), dense(grad));
             let (result, count, dim) = like(&z);
             let client = z.client.clone();
             let steps = upload(&client, &levels);

@@ -145,11 +145,12 @@ mod cube {
     use burn::backend::TensorMetadata;
     use burn::backend::tensor::FloatTensor;
     use burn_cubecl::CubeBackend;
-    use burn_cubecl::kernel::into_contiguous;
-    use burn_cubecl::ops::numeric::empty_device_dtype;
+    use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
     use burn_cubecl::tensor::CubeTensor;
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
+
+    use crate::cube::dense;
 
     use super::GateOps;
 
@@ -180,12 +181,12 @@ mod cube {
     }
 
     fn like(x: &CubeTensor) -> CubeTensor {
-        empty_device_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
+        empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
     }
 
     impl GateOps for CubeBackend {
         fn gated(x: FloatTensor<Self>, y: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
-            let [x, y, gate] = [x, y, gate].map(into_contiguous);
+            let [x, y, gate] = [x, y, gate].map(dense);
             let [_, rows, width] = x.shape().dims();
             let client = x.client.clone();
             let result = like(&x);
@@ -209,7 +210,7 @@ mod cube {
             gate: FloatTensor<Self>,
             grad: FloatTensor<Self>,
         ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            let [y, gate, grad] = [y, gate, grad].map(into_contiguous);
+            let [y, gate, grad] = [y, gate, grad].map(dense);
             let [_, rows, width] = y.shape().dims();
             let client = y.client.clone();
             let (of_y, of_gate) = (like(&y), like(&gate));

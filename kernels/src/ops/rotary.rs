@@ -125,10 +125,11 @@ mod cube {
     use burn::backend::TensorMetadata;
     use burn::backend::tensor::FloatTensor;
     use burn_cubecl::CubeBackend;
-    use burn_cubecl::kernel::into_contiguous;
-    use burn_cubecl::ops::numeric::empty_device_dtype;
+    use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
+
+    use crate::cube::dense;
 
     use super::{RotaryOps, Way};
 
@@ -154,10 +155,10 @@ mod cube {
 
     impl RotaryOps for CubeBackend {
         fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, way: Way) -> FloatTensor<Self> {
-            let [x, cos, sin] = [x, cos, sin].map(into_contiguous);
+            let [x, cos, sin] = [x, cos, sin].map(dense);
             let [_, _, places, width] = x.shape().dims();
             let client = x.client.clone();
-            let y = empty_device_dtype(client.clone(), x.device.clone(), x.shape(), x.dtype);
+            let y = empty_device_contiguous_dtype(client.clone(), x.device.clone(), x.shape(), x.dtype);
             let dim = CubeDim::new_1d(256);
             turn::launch(
                 &client,

@@ -130,11 +130,12 @@ mod cube {
     use burn::backend::TensorMetadata;
     use burn::backend::tensor::FloatTensor;
     use burn_cubecl::CubeBackend;
-    use burn_cubecl::kernel::into_contiguous;
-    use burn_cubecl::ops::numeric::empty_device_dtype;
+    use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
     use burn_cubecl::tensor::CubeTensor;
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
+
+    use crate::cube::dense;
 
     use super::SwigluOps;
 
@@ -167,12 +168,12 @@ mod cube {
     fn like(x: &CubeTensor) -> (CubeTensor, CubeCount, CubeDim) {
         let dim = CubeDim::new_1d(256);
         let count = calculate_cube_count_elemwise(&x.client, x.meta.num_elements(), dim);
-        (empty_device_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype), count, dim)
+        (empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype), count, dim)
     }
 
     impl SwigluOps for CubeBackend {
         fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-            let [gate, up] = [gate, up].map(into_contiguous);
+            let [gate, up] = [gate, up].map(dense);
             let (result, count, dim) = like(&gate);
             let client = gate.client.clone();
             let out = result.clone().into_buffer_arg();
@@ -185,7 +186,7 @@ mod cube {
             up: FloatTensor<Self>,
             grad: FloatTensor<Self>,
         ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            let [gate, up, grad] = [gate, up, grad].map(into_contiguous);
+            let [gate, up, grad] = [gate, up, grad].map(dense);
             let (of_gate, count, dim) = like(&gate);
             let (of_up, ..) = like(&gate);
             let client = gate.client.clone();

@@ -83,6 +83,13 @@ fn arrays_in_order_of_use(source: &str) -> String {
     [declared.join("\n"), text].join("\n").trim_start().to_owned()
 }
 
+/// Barriers, shared memory, tensor cores: all but the GPU itself. A library's build needs the compiler anyway.
+#[test]
+fn the_cuda_source_of_every_kernel_computes_what_its_reference_does() {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    recorded::computed_on_the_host(&compiler).unwrap_or_else(|reason| panic!("{reason}"));
+}
+
 #[test]
 fn every_kernel_compiles_for_ampere_and_hopper_as_the_table_says() {
     let Some(nvrtc) = Nvrtc::find() else { return };

@@ -40,20 +40,9 @@ pub(crate) fn sources(architecture: Architecture) -> &'static [Source] {
 
 fn record(architecture: Architecture) -> Vec<Source> {
     let folder = scratch(architecture.sm);
-    let (libraries, out, toolkit) = (folder.join("lib"), folder.join("out"), folder.join("toolkit"));
-    for path in [&libraries, &out, &toolkit.join("include")] {
-        std::fs::create_dir_all(path).expect("a folder for tests can be made");
-    }
-    std::fs::write(toolkit.join("include/cuda_runtime.h"), "").expect("a file for tests can be made");
-    for name in ["libcuda.so", "libnvrtc.so"] {
-        std::fs::copy(hollow_library(), libraries.join(name)).expect("the hollow driver can be copied");
-    }
+    let out = folder.join("out");
     let launches = folder.join("launches");
-    let finished = Command::new(env!("CARGO_BIN_EXE_cuda-sources"))
-        .env("LD_LIBRARY_PATH", &libraries)
-        .env("CUDA_PATH", &toolkit)
-        .env("VW2_HOLLOW_SM", architecture.sm)
-        .env("VW2_HOLLOW_OUT", &out)
+    let finished = on_the_hollow_driver(&folder, architecture)
         .env("VW2_HOLLOW_LAUNCHES", &launches)
         .output()
         .expect("the program starts");
@@ -64,6 +53,34 @@ fn record(architecture: Architecture) -> Vec<Source> {
     let found = lines.lines().flat_map(|line| row(line, &out, &shared)).collect();
     std::fs::remove_dir_all(&folder).ok();
     found
+}
+
+/// The program, where the hollow driver is in the place of a real one. Sources come to the folder's `out`.
+fn on_the_hollow_driver(folder: &Path, architecture: Architecture) -> Command {
+    let (libraries, out, toolkit) = (folder.join("lib"), folder.join("out"), folder.join("toolkit"));
+    for path in [&libraries, &out, &toolkit.join("include")] {
+        std::fs::create_dir_all(path).expect("a folder for tests can be made");
+    }
+    std::fs::write(toolkit.join("include/cuda_runtime.h"), "").expect("a file for tests can be made");
+    for name in ["libcuda.so", "libnvrtc.so"] {
+        std::fs::copy(hollow_library(), libraries.join(name)).expect("the hollow driver can be copied");
+    }
+    let mut program = Command::new(env!("CARGO_BIN_EXE_cuda-sources"));
+    program.env("LD_LIBRARY_PATH", &libraries).env("CUDA_PATH", &toolkit);
+    program.env("VW2_HOLLOW_SM", architecture.sm).env("VW2_HOLLOW_OUT", &out);
+    program
+}
+
+/// Compiles the sources for the CPU, and has the program look at what they compute; what it tells where that is wrong.
+pub(crate) fn computed_on_the_host(compiler: &str) -> Result<(), String> {
+    let folder = scratch("host");
+    let mut program = on_the_hollow_driver(&folder, ARCHITECTURES[1]);
+    let finished = program.arg("agree").env("VW2_HOLLOW_CXX", compiler).output().expect("the program starts");
+    std::fs::remove_dir_all(&folder).ok();
+    match finished.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&finished.stderr).into_owned()),
+    }
 }
 
 /// The sources of our own functions that came with one line of the program.

@@ -9,11 +9,12 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
+
+use crate::cube::dense;
 
 use super::{AttentionOps, Form};
 
@@ -449,7 +450,7 @@ impl Launch {
 }
 
 fn like(x: &CubeTensor) -> CubeTensor {
-    empty_device_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
 }
 
 impl AttentionOps for CubeBackend {
@@ -460,12 +461,13 @@ impl AttentionOps for CubeBackend {
         real: FloatTensor<Self>,
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [q, k, v] = [q, k, v].map(into_contiguous);
-        let real = into_contiguous(real);
+        let [q, k, v] = [q, k, v].map(dense);
+        let real = dense(real);
         let launch = Launch::new(&q, &k, form);
         let [b, heads, n, _] = q.shape().dims();
         let out = like(&q);
-        let sums = empty_device_dtype(q.client.clone(), q.device.clone(), Shape::new([b, heads, n]), DType::F32);
+        let sums =
+            empty_device_contiguous_dtype(q.client.clone(), q.device.clone(), Shape::new([b, heads, n]), DType::F32);
         let (cubes, count, dim) = launch.cubes(heads, n);
         if cubes > 0 {
             forward::launch(
@@ -496,9 +498,9 @@ impl AttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [q, k, v] = [q, k, v].map(into_contiguous);
-        let [sums, inner, grad] = [sums, inner, grad].map(into_contiguous);
-        let real = into_contiguous(real);
+        let [q, k, v] = [q, k, v].map(dense);
+        let [sums, inner, grad] = [sums, inner, grad].map(dense);
+        let real = dense(real);
         let launch = Launch::new(&q, &k, form);
         let ([_, heads, n, _], [_, shared, m, _]) = (q.shape().dims(), k.shape().dims());
         let (dq, dk, dv) = (like(&q), like(&k), like(&v));

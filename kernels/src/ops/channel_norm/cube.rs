@@ -4,14 +4,13 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::{ChannelNormOps, TINY, most};
-use crate::cube::{UNITS, silu_slope, total};
+use crate::cube::{UNITS, dense, silu_slope, total};
 use crate::ops::Activation;
 
 /// One unit per position; neighbouring units touch neighbouring memory.
@@ -108,7 +107,7 @@ fn gains(
 }
 
 fn like(x: &CubeTensor, shape: Shape) -> CubeTensor {
-    empty_device_dtype(x.client.clone(), x.device.clone(), shape, DType::F32)
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape, DType::F32)
 }
 
 impl ChannelNormOps for CubeBackend {
@@ -117,7 +116,7 @@ impl ChannelNormOps for CubeBackend {
         gain: FloatTensor<Self>,
         then: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, gain] = [x, gain].map(into_contiguous);
+        let [x, gain] = [x, gain].map(dense);
         let client = x.client.clone();
         let [frames, channels, positions] = x.shape().dims();
         let (y, factors) = (like(&x, x.shape()), like(&x, Shape::new([frames, positions])));
@@ -145,7 +144,7 @@ impl ChannelNormOps for CubeBackend {
         grad: FloatTensor<Self>,
         then: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, gain, factors, grad] = [x, gain, factors, grad].map(into_contiguous);
+        let [x, gain, factors, grad] = [x, gain, factors, grad].map(dense);
         let client = x.client.clone();
         let [frames, channels, positions] = x.shape().dims();
         let (of_x, of_gain) = (like(&x, x.shape()), like(&x, gain.shape()));

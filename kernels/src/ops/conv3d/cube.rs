@@ -12,12 +12,13 @@ use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::features::MmaConfig;
 use cubecl::prelude::*;
+
+use crate::cube::dense;
 
 use super::{Call, Conv3dOps};
 
@@ -551,7 +552,7 @@ fn launch(role: Role, call: &Call, operands: Operands, frames: std::ops::Range<u
 }
 
 fn empty<const D: usize>(like: &CubeTensor, shape: [usize; D]) -> CubeTensor {
-    empty_device_dtype(like.client.clone(), like.device.clone(), Shape::new(shape), DType::F32)
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), Shape::new(shape), DType::F32)
 }
 
 impl Conv3dOps for CubeBackend {
@@ -563,7 +564,7 @@ impl Conv3dOps for CubeBackend {
         onto: FloatTensor<Self>,
         call: Call,
     ) -> FloatTensor<Self> {
-        let [b, past, a, bias, onto] = [x, past, weight, bias, onto].map(into_contiguous);
+        let [b, past, a, bias, onto] = [x, past, weight, bias, onto].map(dense);
         let out = empty(&b, call.result());
         let lines = call.weight[1..].iter().product();
         launch(Role::Result, &call, Operands { a, b, past, bias, onto }, 0..0, lines, &out);
@@ -576,7 +577,7 @@ impl Conv3dOps for CubeBackend {
         of_past: bool,
         call: Call,
     ) -> FloatTensor<Self> {
-        let [a, b] = [weight, grad].map(into_contiguous);
+        let [a, b] = [weight, grad].map(dense);
         let (frames, shape) =
             if of_past { (0..call.front, call.past()) } else { (call.front..call.front + call.x[1], call.x) };
         let out = empty(&b, shape);
@@ -592,7 +593,7 @@ impl Conv3dOps for CubeBackend {
         grad: FloatTensor<Self>,
         call: Call,
     ) -> FloatTensor<Self> {
-        let [b, past, a] = [x, past, grad].map(into_contiguous);
+        let [b, past, a] = [x, past, grad].map(dense);
         let [clips, to, o, ho, wo] = call.result();
         let pixels = clips * to * ho * wo;
         // A weight has few cells: slices of its pixels keep a device busy, and are added up afterwards.

@@ -5,14 +5,13 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::{Form, FrameNormOps};
-use crate::cube::{UNITS, silu_slope, total};
+use crate::cube::{UNITS, dense, silu_slope, total};
 use crate::ops::Activation;
 
 /// Values of a frame that one cube sums.
@@ -220,7 +219,7 @@ fn slopes(
 }
 
 fn like(x: &CubeTensor, shape: Shape) -> CubeTensor {
-    empty_device_dtype(x.client.clone(), x.device.clone(), shape, DType::F32)
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape, DType::F32)
 }
 
 impl FrameNormOps for CubeBackend {
@@ -230,7 +229,7 @@ impl FrameNormOps for CubeBackend {
         bias: FloatTensor<Self>,
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, gain, bias] = [x, gain, bias].map(into_contiguous);
+        let [x, gain, bias] = [x, gain, bias].map(dense);
         let client = x.client.clone();
         let [frames, channels, positions] = x.shape().dims();
         let size = channels * positions;
@@ -284,7 +283,7 @@ impl FrameNormOps for CubeBackend {
         grad: FloatTensor<Self>,
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, gain, bias, stats, grad] = [x, gain, bias, stats, grad].map(into_contiguous);
+        let [x, gain, bias, stats, grad] = [x, gain, bias, stats, grad].map(dense);
         let client = x.client.clone();
         let [frames, channels, positions] = x.shape().dims();
         let size = channels * positions;

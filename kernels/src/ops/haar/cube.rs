@@ -5,11 +5,12 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
+
+use crate::cube::dense;
 
 use super::{Form, HaarFront, HaarOps, Sizes, band};
 
@@ -167,7 +168,7 @@ fn to_frames(
 }
 
 fn like(x: &CubeTensor, shape: [usize; 5]) -> CubeTensor {
-    empty_device_dtype(x.client.clone(), x.device.clone(), Shape::new(shape), DType::F32)
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), Shape::new(shape), DType::F32)
 }
 
 /// The sub-band that stands at each place of a patch.
@@ -181,7 +182,7 @@ fn bands(client: &Client, patch: usize) -> BufferArg {
 
 impl HaarOps for CubeBackend {
     fn haar_cells(x: FloatTensor<Self>, taps: FloatTensor<Self>, form: Form) -> FloatTensor<Self> {
-        let (x, taps) = (into_contiguous(x), into_contiguous(taps));
+        let (x, taps) = (dense(x), dense(taps));
         let sizes = Sizes::of_frames(x.shape().dims(), form.patch);
         let z = like(&x, sizes.bands());
         let [times, rows, columns] = sizes.cells;
@@ -211,7 +212,7 @@ impl HaarOps for CubeBackend {
     }
 
     fn haar_frames(z: FloatTensor<Self>, taps: FloatTensor<Self>, form: Form) -> FloatTensor<Self> {
-        let (z, taps) = (into_contiguous(z), into_contiguous(taps));
+        let (z, taps) = (dense(z), dense(taps));
         let sizes = Sizes::of_cells(z.shape().dims(), form.patch);
         let x = like(&z, sizes.frames());
         let [times, rows, columns] = sizes.cells;

@@ -4,14 +4,13 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::{Form, NormOps};
-use crate::cube::{UNITS, total};
+use crate::cube::{UNITS, dense, total};
 
 /// One cube per row; units take every 128th column.
 #[cube(launch)]
@@ -149,7 +148,7 @@ fn backward_gains(
 }
 
 fn like(x: &CubeTensor) -> CubeTensor {
-    empty_device_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
 }
 
 impl NormOps for CubeBackend {
@@ -159,11 +158,11 @@ impl NormOps for CubeBackend {
         bias: FloatTensor<Self>,
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, gain, bias] = [x, gain, bias].map(into_contiguous);
+        let [x, gain, bias] = [x, gain, bias].map(dense);
         let client = x.client.clone();
         let ([rows, width], groups) = (x.shape().dims(), gain.shape()[0]);
         let y = like(&x);
-        let row = || empty_device_dtype(client.clone(), x.device.clone(), Shape::new([rows]), DType::F32);
+        let row = || empty_device_contiguous_dtype(client.clone(), x.device.clone(), Shape::new([rows]), DType::F32);
         let (means, scales) = (row(), row());
         if rows * width > 0 {
             let dim = CubeDim::new_1d(UNITS as u32);
@@ -195,7 +194,7 @@ impl NormOps for CubeBackend {
         grad: FloatTensor<Self>,
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, gain, mean, scale, grad] = [x, gain, mean, scale, grad].map(into_contiguous);
+        let [x, gain, mean, scale, grad] = [x, gain, mean, scale, grad].map(dense);
         let client = x.client.clone();
         let ([rows, width], groups) = (x.shape().dims(), gain.shape()[0]);
         let (of_x, of_gain, of_bias) = (like(&x), like(&gain), like(&gain));

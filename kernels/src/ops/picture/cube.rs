@@ -6,10 +6,11 @@
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
+
+use crate::cube::dense;
 
 use super::colour::Coefficients;
 use super::taps::{BETWEEN_BITS, COLUMN_BITS, ROW_BITS, tap_count};
@@ -176,12 +177,12 @@ fn normalised(sum: u32, #[comptime] form: Form) -> f32 {
 
 impl PictureOps for CubeBackend {
     fn picture(frames: IntTensor<Self>, taps: IntTensor<Self>, job: Job) -> FloatTensor<Self> {
-        let (frames, taps) = (into_contiguous(frames), into_contiguous(taps));
+        let (frames, taps) = (dense(frames), dense(taps));
         let (picture, resize) = (job.picture, job.resize);
         let pixels = job.frames * resize.height * resize.width;
         let shape = Shape::new([job.frames, 3, resize.height, resize.width]);
         let client = frames.client.clone();
-        let out = empty_device_dtype(client.clone(), frames.device.clone(), shape, DType::F32);
+        let out = empty_device_contiguous_dtype(client.clone(), frames.device.clone(), shape, DType::F32);
         if pixels == 0 {
             return out;
         }

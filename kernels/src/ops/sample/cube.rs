@@ -9,13 +9,12 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::{Choice, SampleOps};
-use crate::cube::{UNITS, total};
+use crate::cube::{UNITS, dense, total};
 
 /// Halvings until one key is left.
 const HALVINGS: usize = 32;
@@ -260,10 +259,10 @@ fn below_one(draw: f64) -> f32 {
 
 impl SampleOps for CubeBackend {
     fn sample(logits: FloatTensor<Self>, choice: Choice, draws: Vec<f64>) -> IntTensor<Self> {
-        let logits = into_contiguous(logits);
+        let logits = dense(logits);
         let client = logits.client.clone();
         let (rows, width) = (logits.shape()[0], logits.shape()[1]);
-        let ids = empty_device_dtype(client.clone(), logits.device.clone(), Shape::new([rows]), DType::I32);
+        let ids = empty_device_contiguous_dtype(client.clone(), logits.device.clone(), Shape::new([rows]), DType::I32);
         if rows > 0 {
             let draws: Vec<f32> = draws.into_iter().map(below_one).collect();
             let handle = client.create_from_slice(f32::as_bytes(&draws));
