@@ -61,6 +61,10 @@ pub struct Reconstruction {
     /// left, such as a table seen from above.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mirrored: bool,
+    /// Training clips are turned by a quarter by chance, which wants square ones; with `mirrored`, every way to lay the
+    /// picture down is as likely as another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub turned: bool,
     /// Also compare what an ImageNet VGG-16 sees (released, with weight 0.1; spec 3.7). Without its weights the term is left
     /// out.
     #[serde(default)]
@@ -367,6 +371,12 @@ impl<M: Reconstruct> Reconstructor<M> {
         let table = unit.table("frames").expect("the plan connects required ports");
         let mut clips = ClipReader::new(table, ctx.memory_bytes / 2)?;
         let parts = params.parts();
+        if let [_, h, w] = clips.size
+            && params.turned
+            && h != w
+        {
+            return Err(format!("`turned` wants square clips; these have {w} x {h} pixels").into());
+        }
         if let Some(frames) = parts.iter().filter_map(|part| part.frames).find(|frames| *frames > clips.size[0]) {
             return Err(format!("`frames` is {frames}, but clips have {}", clips.size[0]).into());
         }
@@ -395,8 +405,7 @@ impl<M: Reconstruct> Reconstructor<M> {
             parts,
             orders,
             seed: params.seed,
-            backwards: params.backwards,
-            mirrored: params.mirrored,
+            ways: Ways { backwards: params.backwards, mirrored: params.mirrored, turned: params.turned },
             clips,
             rows: train_rows,
             held,
@@ -481,8 +490,7 @@ struct Reconstructing<'a, M: Reconstruct> {
     /// The order of the data, by phase.
     orders: Vec<Order>,
     seed: u64,
-    backwards: bool,
-    mirrored: bool,
+    ways: Ways,
     clips: ClipReader<'a>,
     /// Rows of the table to train on, and those that are held out.
     rows: Vec<usize>,
@@ -531,7 +539,7 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
         let frames = part.frames.unwrap_or(clip_frames);
         let mut pixels = self.clips.minibatch(&picks, frames)?;
         for (place, clip) in pixels.chunks_mut(frames * h * w * 3).enumerate() {
-            vary(clip, [h, w], mix(!self.seed, draw.number << 16 | place as u64), self.backwards, self.mirrored);
+            self.ways.vary(clip, [h, w], mix(!self.seed, draw.number << 16 | place as u64));
         }
         let x = Tensor::from_inner(minibatch_tensor(&pixels, [picks.len(), frames, h, w], &self.device)?);
         let Drawn { pictures, mut penalties } = model.learn(x, &part.learn, &self.guide)?;
@@ -612,16 +620,39 @@ fn weighted_mean(error: Tensor<5>, x: Tensor<5>, motion_weight: f64) -> Tensor<1
     (error * weight.clone()).sum() / weight.sum()
 }
 
-/// Turns a clip u8 [T, H, W, 3] round as three bits of chance say: in time, left and right, top and bottom.
-fn vary(clip: &mut [u8], [h, w]: [usize; 2], chance: u64, backwards: bool, mirrored: bool) {
-    if backwards && chance & 1 == 1 {
-        reverse(clip, h * w * 3);
+/// The ways in which training clips may stand otherwise than they were taken.
+#[derive(Clone, Copy)]
+struct Ways {
+    backwards: bool,
+    mirrored: bool,
+    turned: bool,
+}
+
+impl Ways {
+    /// Lays a clip u8 [T, H, W, 3] down as bits of chance say: in time, left and right, top and bottom, and a quarter round.
+    fn vary(self, clip: &mut [u8], [h, w]: [usize; 2], chance: u64) {
+        let says = |bit: u32| chance >> bit & 1 == 1;
+        if self.backwards && says(0) {
+            reverse(clip, h * w * 3);
+        }
+        if self.mirrored && says(1) {
+            clip.chunks_mut(w * 3).for_each(|row| reverse(row, 3));
+        }
+        if self.mirrored && says(2) {
+            clip.chunks_mut(h * w * 3).for_each(|frame| reverse(frame, w * 3));
+        }
+        if self.turned && says(3) {
+            clip.chunks_mut(h * w * 3).for_each(|frame| quarter(frame, w));
+        }
     }
-    if mirrored && chance & 2 == 2 {
-        clip.chunks_mut(w * 3).for_each(|row| reverse(row, 3));
-    }
-    if mirrored && chance & 4 == 4 {
-        clip.chunks_mut(h * w * 3).for_each(|frame| reverse(frame, w * 3));
+}
+
+/// A square picture [side, side, 3] a quarter round, against the clock.
+fn quarter(frame: &mut [u8], side: usize) {
+    let before = frame.to_vec();
+    for (place, pixel) in frame.chunks_mut(3).enumerate() {
+        let (row, column) = (place / side, place % side);
+        pixel.copy_from_slice(&before[(column * side + side - 1 - row) * 3..][..3]);
     }
 }
 
@@ -657,7 +688,7 @@ mod tests {
         };
         let check = |chance, backwards, mirrored, wanted: &dyn Fn(u8, u8, u8) -> [u8; 3]| {
             let mut clip = all(&name);
-            vary(&mut clip, [2, 3], chance, backwards, mirrored);
+            Ways { backwards, mirrored, turned: false }.vary(&mut clip, [2, 3], chance);
             assert_eq!(clip, all(wanted), "chance {chance}");
         };
         check(0, true, true, &name);
@@ -667,6 +698,14 @@ mod tests {
         check(7, true, true, &|frame, row, column| name(1 - frame, 1 - row, 2 - column));
         check(7, false, true, &|frame, row, column| name(frame, 1 - row, 2 - column));
         check(7, false, false, &name);
+    }
+
+    #[test]
+    fn a_quarter_takes_the_right_side_up() {
+        let pixel = |value: u8| [value; 3];
+        let mut clip = [1, 2, 3, 4].map(pixel).concat();
+        Ways { backwards: false, mirrored: false, turned: true }.vary(&mut clip, [2, 2], 8);
+        assert_eq!(clip, [2, 4, 1, 3].map(pixel).concat());
     }
 
     #[test]
