@@ -128,7 +128,6 @@ fn resize_frame_body(frame: &[u8], job: &Job, taps: &Taps, scratch: &mut Scratch
 
 /// Row `y` of the frame as three planes.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "parts of the scratch are borrowed one by one")]
 fn convert_row(
     frame: &[u8],
     picture: &Picture,
