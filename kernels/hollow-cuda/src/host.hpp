@@ -1,8 +1,10 @@
 // What CUDA C++ stands on, for the units of one block at a time on a CPU.
 //
 // A unit is a fiber: it runs until it meets a barrier or ends, then the next one does. Between two barriers, units so run
-// one after the other, each seeing what those before it wrote. Each unit of a plane does the whole work of a tensor core
-// by itself; they write the same values to the same places. A tensor core's operands lose the bits that TF32 has not.
+// one after the other, each seeing what those before it wrote; a barrier that not all of them meet ends the program. Each
+// unit of a plane does the whole work of a tensor core by itself; they write the same values to the same places. A tensor
+// core's operands lose the bits that TF32 has not.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -53,11 +55,15 @@ static float added(void *place, float value) {
 namespace fibers {
 constexpr size_t stack_bytes = 64 * 1024;
 
+constexpr size_t plane_units = 32;
+
+enum class State { runs, waits_for_plane, waits_for_block, ended };
+
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(stack_bytes);
   Place place;
-  bool runs;
+  State state;
 };
 
 static std::vector<Fiber> all;
@@ -65,10 +71,26 @@ static ucontext_t home;
 static size_t now;
 static void (*body)();
 
+static void leave(State state) {
+  all[now].state = state;
+  swapcontext(&all[now].context, &home);
+}
+
 static void begin() {
   body();
-  all[now].runs = false;
-  swapcontext(&all[now].context, &home);
+  leave(State::ended);
+}
+
+// Lets units go on of which all that have not ended wait for one another.
+static bool pass(size_t first, size_t end, State barrier) {
+  bool some = false;
+  for (size_t unit = first; unit < end; unit++) {
+    if (all[unit].state != barrier && all[unit].state != State::ended) return false;
+    some |= all[unit].state == barrier;
+  }
+  for (size_t unit = first; unit < end; unit++)
+    if (all[unit].state == barrier) all[unit].state = State::runs;
+  return some;
 }
 
 // One block; `body` is what a unit does.
@@ -82,22 +104,28 @@ static void block(size_t units) {
     fiber.context.uc_link = &home;
     fiber.place = {uint32_t(unit % blockDim.x), uint32_t(unit / blockDim.x % blockDim.y),
                    uint32_t(unit / (blockDim.x * blockDim.y))};
-    fiber.runs = true;
+    fiber.state = State::runs;
     makecontext(&fiber.context, begin, 0);
   }
-  for (bool some = true; some;) {
-    some = false;
+  for (;;) {
     for (now = 0; now < units; now++) {
-      if (!all[now].runs) continue;
+      if (all[now].state != State::runs) continue;
       threadIdx = all[now].place;
       swapcontext(&home, &all[now].context);
-      some = true;
     }
+    bool some = pass(0, units, State::waits_for_block);
+    for (size_t first = 0; first < units; first += plane_units)
+      some |= pass(first, std::min(first + plane_units, units), State::waits_for_plane);
+    if (some) continue;
+    for (size_t unit = 0; unit < units; unit++)
+      if (all[unit].state != State::ended) abort();
+    return;
   }
 }
 }  // namespace fibers
 
-static void __syncthreads() { swapcontext(&fibers::all[fibers::now].context, &fibers::home); }
+static void __syncthreads() { fibers::leave(fibers::State::waits_for_block); }
+static void __syncwarp() { fibers::leave(fibers::State::waits_for_plane); }
 
 namespace nvcuda::wmma {
 struct accumulator {};
@@ -114,7 +142,10 @@ template <class Use, int M, int N, int K, class Type, class Layout = row_major>
 struct fragment {
   static constexpr int rows = std::is_same_v<Use, matrix_b> ? K : M;
   static constexpr int columns = std::is_same_v<Use, matrix_a> ? K : N;
-  float values[rows][columns];
+  static constexpr int num_elements = rows * columns;
+  float x[num_elements];
+  float &at(int row, int column) { return x[row * columns + column]; }
+  float at(int row, int column) const { return x[row * columns + column]; }
 };
 
 // To the nearest, ties away from zero.
@@ -136,8 +167,7 @@ static float cut_to_tf32(float x) {
 
 template <class Fragment>
 static void fill_fragment(Fragment &to, float value) {
-  for (auto &row : to.values)
-    for (float &cell : row) cell = value;
+  for (float &cell : to.x) cell = value;
 }
 
 template <class Use, int M, int N, int K, class Layout>
@@ -146,7 +176,7 @@ static void load_matrix_sync(fragment<Use, M, N, K, precision::tf32, Layout> &to
   if (reinterpret_cast<uintptr_t>(from) % 32 != 0 || step % 4 != 0) abort();
   for (int row = 0; row < to.rows; row++)
     for (int column = 0; column < to.columns; column++)
-      to.values[row][column] = from[std::is_same_v<Layout, row_major> ? row * step + column : column * step + row];
+      to.at(row, column) = from[std::is_same_v<Layout, row_major> ? row * step + column : column * step + row];
 }
 
 template <int M, int N, int K, class LayoutA, class LayoutB>
@@ -158,7 +188,7 @@ static void mma_sync(fragment<accumulator, M, N, K, float> &to,
   for (int row = 0; row < M; row++)
     for (int column = 0; column < N; column++)
       for (int line = 0; line < K; line++)
-        result.values[row][column] += cut_to_tf32(a.values[row][line]) * cut_to_tf32(b.values[line][column]);
+        result.at(row, column) += cut_to_tf32(a.at(row, line)) * cut_to_tf32(b.at(line, column));
   to = result;
 }
 
@@ -166,7 +196,7 @@ template <int M, int N, int K>
 static void store_matrix_sync(float *to, const fragment<accumulator, M, N, K, float> &from, unsigned step, layout_t layout) {
   for (int row = 0; row < M; row++)
     for (int column = 0; column < N; column++)
-      to[layout == mem_row_major ? row * step + column : column * step + row] = from.values[row][column];
+      to[layout == mem_row_major ? row * step + column : column * step + row] = from.at(row, column);
 }
 }  // namespace nvcuda::wmma
 
