@@ -37,7 +37,7 @@ fi
 say "build"
 cargo test -q -p vw2-kernels "${features[@]}" --lib --no-run
 cargo bench -q -p vw2-kernels "${features[@]}" --profile dev --bench kernels --no-run
-cargo build -q -p vw2-models "${features[@]}" --example model_runs
+cargo build -q -p vw2-models "${features[@]}" --example model_runs --example models_agree
 runs=${CARGO_TARGET_DIR:-target}/debug/examples/model_runs
 
 began=$SECONDS
@@ -53,6 +53,7 @@ step() {
 
 [ "$device" = cpu ] || export VW2_REQUIRE=cuda
 step "agreement with the CPU and with f64" agreement cargo test -q -p vw2-kernels "${features[@]}" --lib check::
+[ "$device" = cpu ] || step "models beside the CPU" models "${runs%_runs}s_agree" "$device"
 for round in 1 2; do
   for run in vae-encode dldm-encode dit-pass ar-step; do
     step "$run, ours, round $round" runs "$runs" --device "$device" "${small[@]}" --times 1 "$run"

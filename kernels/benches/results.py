@@ -62,6 +62,10 @@ if rows:
     for row in rows:
         print("| " + " | ".join(row) + " |")
 
+models = [line for line in text("models").splitlines() if " from the CPU's" in line]
+if models:
+    print("\n## Tiny models beside the CPU\n\n" + "\n".join(f"* {line}" for line in models))
+
 results = [line for line in text("agreement").splitlines() if line.startswith("test result")]
 if results:
     print(f"\n## Agreement\n\n`cargo test -p vw2-kernels --lib check::`: {results[-1].removeprefix('test result: ')}")
