@@ -38,7 +38,8 @@ say "build"
 cargo test -q -p vw2-kernels "${features[@]}" --lib --no-run
 cargo bench -q -p vw2-kernels "${features[@]}" --profile dev --bench kernels --no-run
 cargo build -q -p vw2-models "${features[@]}" --example model_runs --example models_agree
-runs=${CARGO_TARGET_DIR:-target}/debug/examples/model_runs
+examples=${CARGO_TARGET_DIR:-target}/debug/examples
+runs=$examples/model_runs
 
 began=$SECONDS
 limit=$((60 * ${VW2_MINUTES:-8}))
@@ -53,7 +54,7 @@ step() {
 
 [ "$device" = cpu ] || export VW2_REQUIRE=cuda
 step "agreement with the CPU and with f64" agreement cargo test -q -p vw2-kernels "${features[@]}" --lib check::
-[ "$device" = cpu ] || step "models beside the CPU" models "${runs%_runs}s_agree" "$device"
+[ "$device" = cpu ] || step "models beside the CPU" models "$examples/models_agree" "$device"
 for round in 1 2; do
   for run in vae-encode dldm-encode dit-pass ar-step; do
     step "$run, ours, round $round" runs "$runs" --device "$device" "${small[@]}" --times 1 "$run"

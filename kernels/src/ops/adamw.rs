@@ -184,9 +184,8 @@ mod cube {
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
 
-    use crate::cube::dense;
-
     use super::{AdamWOps, Factors};
+    use crate::cube::dense;
 
     /// Units of a cube, and elements that each of them squares.
     const UNITS: usize = 256;

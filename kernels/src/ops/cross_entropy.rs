@@ -169,9 +169,8 @@ mod cube {
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
 
-    use crate::cube::dense;
-
     use super::CrossEntropyOps;
+    use crate::cube::dense;
 
     /// Units that share a row.
     const UNITS: usize = 128;

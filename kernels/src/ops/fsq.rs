@@ -195,9 +195,8 @@ mod cube {
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
 
-    use crate::cube::dense;
-
     use super::{FsqOps, Step};
+    use crate::cube::dense;
 
     /// Four numbers per component, in the order of [`Step`]'s fields.
     fn upload(client: &Client, levels: &[u32]) -> BufferArg {

@@ -150,9 +150,8 @@ mod cube {
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
 
-    use crate::cube::dense;
-
     use super::GateOps;
+    use crate::cube::dense;
 
     /// One unit per value; `frame` values share the gates of a frame.
     #[cube(launch)]

@@ -129,9 +129,8 @@ mod cube {
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
 
-    use crate::cube::dense;
-
     use super::{RotaryOps, Way};
+    use crate::cube::dense;
 
     /// One unit per value.
     #[cube(launch)]

@@ -135,9 +135,8 @@ mod cube {
     use cubecl::calculate_cube_count_elemwise;
     use cubecl::prelude::*;
 
-    use crate::cube::dense;
-
     use super::SwigluOps;
+    use crate::cube::dense;
 
     /// The clamp keeps drivers away from exp overflow.
     #[cube]

@@ -43,7 +43,7 @@ fn main() -> Outcome {
     let config = DitConfig::preset("tiny")?;
     let latents = [1, config.in_channels, 2, 8, 8];
     let given = Given {
-        clip: noise([1, 3, 5, 64, 64], &cpu).clamp(-1.0, 1.0),
+        clip: noise([1, 3, 5, 32, 32], &cpu).clamp(-1.0, 1.0),
         latents: noise(latents, &cpu),
         hint: noise(latents, &cpu),
         context: noise([1, 8, config.crossattn_emb_channels], &cpu),

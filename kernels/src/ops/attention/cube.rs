@@ -14,9 +14,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use crate::cube::dense;
-
 use super::{AttentionOps, Form};
+use crate::cube::dense;
 
 /// Rows of a cube, and units to a row.
 const SIDE: usize = 16;

@@ -1,12 +1,8 @@
 //! The op on CubeCL devices: one tiled matrix product, whose operands are found where they lie.
 //!
 //! Every cube computes 64 x 64 cells in steps of 16 lines: its 256 units fetch both operands to shared memory, then each
-//! adds up 4 x 4 cells in registers, or each plane 2 squares of 16 x 16 on tensor cores, where a device has those for TF32.
-//! What a cell means depends on the [`Role`]; no operand is ever copied to memory.
-//!
-//! TF32 keeps 10 bits after the point. An operand goes there as two values, the nearest one and the nearest of what is left,
-//! 21 bits in all, and three of the four products are summed; the fourth is below the last bit of an f32. So results keep
-//! the accuracy of f32, at three times the work of one product, which tensor cores still do faster than plain units.
+//! adds up 4 x 4 cells in registers; `cores` does that on tensor cores. What a cell means depends on the [`Role`]; no operand
+//! is ever copied to memory.
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
@@ -14,32 +10,21 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::client::Client;
-use cubecl::features::MmaConfig;
 use cubecl::prelude::*;
 
+use super::cores::{has_tensor_cores, product_on_tensor_cores};
+use super::{Call, Conv3dOps};
 use crate::cube::dense;
 
-use super::{Call, Conv3dOps};
-
 /// Edge of a cube's square of cells.
-const TILE: u32 = 64;
+pub(super) const TILE: u32 = 64;
 /// Lines that are in shared memory at a time.
-const LINES: u32 = 16;
-const UNITS: u32 = 256;
+pub(super) const LINES: u32 = 16;
+pub(super) const UNITS: u32 = 256;
 /// Edge of a unit's square of cells, which are 16 apart, so that neighbouring units touch neighbouring memory.
 const CELLS: u32 = 4;
 /// Cubes along one axis of a launch that every device takes.
 const CUBES: u32 = 32_768;
-
-/// A name that the macro takes for a type.
-type Tf32 = tf32;
-
-/// Units that drive a tensor core together.
-const PLANE: u32 = 32;
-/// Edge of a square of cells on a tensor core, and the lines that one instruction sums.
-const SQUARE: u32 = 16;
-const DEPTH: u32 = 8;
 
 /// What rows, columns and summed lines of the product are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +39,7 @@ enum Role {
 
 /// What the kernel is compiled for. Sizes are arguments, so that one compilation serves clips of any size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Form {
+pub(super) struct Form {
     role: Role,
     kt: u32,
     kh: u32,
@@ -89,7 +74,7 @@ impl Form {
 
 /// Sizes of one call, on the device.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Sizes {
+pub(super) struct Sizes {
     /// Frames, channels, height and width of x.
     t: u32,
     c: u32,
@@ -104,8 +89,8 @@ struct Sizes {
     frames: u32,
     first: u32,
     /// Cells of the product, lines that are summed, and how many of them by one slice of cubes.
-    rows: u32,
-    columns: u32,
+    pub(super) rows: u32,
+    pub(super) columns: u32,
     lines: u32,
     slice: u32,
 }
@@ -223,7 +208,7 @@ fn right(b: &[f32], past: &[f32], column: u32, line: u32, sizes: &Sizes, #[compt
 
 /// [`left`] of a cube's cell, 0 beyond the end.
 #[cube]
-fn fetch_left(a: &[f32], row: u32, line: u32, end: u32, sizes: &Sizes, #[comptime] form: Form) -> f32 {
+pub(super) fn fetch_left(a: &[f32], row: u32, line: u32, end: u32, sizes: &Sizes, #[comptime] form: Form) -> f32 {
     let mut value = 0.0f32;
     if row < sizes.rows && line < end {
         value = left(a, row, line, sizes, form);
@@ -233,7 +218,7 @@ fn fetch_left(a: &[f32], row: u32, line: u32, end: u32, sizes: &Sizes, #[comptim
 
 /// [`right`] of a cube's cell, 0 beyond the end.
 #[cube]
-fn fetch_right(
+pub(super) fn fetch_right(
     b: &[f32],
     past: &[f32],
     column: u32,
@@ -251,17 +236,17 @@ fn fetch_right(
 
 /// A cube's part of the product: its first row and column, its slice of lines, and their range.
 #[derive(CubeType, Clone, Copy)]
-struct Part {
-    row: u32,
-    column: u32,
-    slice: u32,
-    start: u32,
-    end: u32,
+pub(super) struct Part {
+    pub(super) row: u32,
+    pub(super) column: u32,
+    pub(super) slice: u32,
+    pub(super) start: u32,
+    pub(super) end: u32,
 }
 
 /// Cubes count columns along x and y, rows and slices along z.
 #[cube]
-fn part(sizes: &Sizes) -> Part {
+pub(super) fn part(sizes: &Sizes) -> Part {
     let squares = (sizes.rows + comptime!(TILE - 1)) / TILE;
     let slice = CUBE_POS_Z / squares;
     Part {
@@ -275,7 +260,7 @@ fn part(sizes: &Sizes) -> Part {
 
 /// Where a cell of the product lies in the result, and the sum of it and what is added.
 #[cube]
-fn finish(
+pub(super) fn finish(
     sum: f32,
     bias: &[f32],
     onto: &[f32],
@@ -361,136 +346,6 @@ fn product(
             }
         }
     }
-}
-
-/// Two squares of a plane side by side, a step of [`DEPTH`] lines further. Tiles hold lines of [`TILE`] values.
-#[cube]
-fn add_squares(
-    left_tile: &Shared<[Tf32]>,
-    right_tile: &Shared<[Tf32]>,
-    line: u32,
-    row: u32,
-    column: u32,
-    first: &cmma::Matrix<f32>,
-    second: &cmma::Matrix<f32>,
-) {
-    let len = comptime!((TILE * LINES) as usize);
-    let (m, n, k) = comptime!((SQUARE as usize, SQUARE as usize, DEPTH as usize));
-    let start = (line * TILE) as usize;
-    let a = cmma::Matrix::<Tf32>::from_slice(
-        cmma::MatrixIdent::A,
-        m,
-        n,
-        k,
-        cmma::MatrixLayout::ColMajor,
-        &left_tile[start + row as usize..len],
-        TILE,
-    );
-    let at = start + column as usize;
-    let b = cmma::Matrix::<Tf32>::from_slice(
-        cmma::MatrixIdent::B,
-        m,
-        n,
-        k,
-        cmma::MatrixLayout::RowMajor,
-        &right_tile[at..len],
-        TILE,
-    );
-    cmma::execute(&a, &b, first, first);
-    let b = cmma::Matrix::<Tf32>::from_slice(
-        cmma::MatrixIdent::B,
-        m,
-        n,
-        k,
-        cmma::MatrixLayout::RowMajor,
-        &right_tile[at + comptime!(SQUARE as usize)..len],
-        TILE,
-    );
-    cmma::execute(&a, &b, second, second);
-}
-
-/// The nearest TF32, and that of what is left.
-#[cube]
-fn split(value: f32) -> (Tf32, Tf32) {
-    let near = Tf32::cast_from(value);
-    (near, Tf32::cast_from(value - f32::cast_from(near)))
-}
-
-/// As [`product`], on tensor cores: each of the eight planes of a cube has a row of two squares of 16 x 16 cells.
-#[cube(launch)]
-fn product_on_tensor_cores(
-    a: &[f32],
-    b: &[f32],
-    past: &[f32],
-    bias: &[f32],
-    onto: &[f32],
-    out: &mut [f32],
-    sizes: Sizes,
-    #[comptime] form: Form,
-) {
-    let len = comptime!((TILE * LINES) as usize);
-    let mut left_near = Shared::<[Tf32]>::new_slice(len);
-    let mut left_rest = Shared::<[Tf32]>::new_slice(len);
-    let mut right_near = Shared::<[Tf32]>::new_slice(len);
-    let mut right_rest = Shared::<[Tf32]>::new_slice(len);
-    let mut cells = Shared::<[f32]>::new_slice(comptime!((TILE * TILE) as usize));
-    let (m, n, k) = comptime!((SQUARE as usize, SQUARE as usize, DEPTH as usize));
-    let undefined = cmma::MatrixLayout::Undefined;
-    let first = cmma::Matrix::<f32>::from_value(cmma::MatrixIdent::Accumulator, m, n, k, undefined, 0.0f32);
-    let second = cmma::Matrix::<f32>::from_value(cmma::MatrixIdent::Accumulator, m, n, k, undefined, 0.0f32);
-
-    let part = part(&sizes);
-    let plane = UNIT_POS / PLANE;
-    let (plane_row, plane_column) = (plane / 2u32 * SQUARE, plane % 2u32 * comptime!(2 * SQUARE));
-    let steps = (part.end - part.start + comptime!(LINES - 1)) / LINES;
-    for step in 0..steps {
-        let first_line = part.start + step * LINES;
-        for turn in 0..comptime!(TILE * LINES / UNITS) {
-            let at = UNIT_POS + turn * UNITS;
-            let (row, line) = (at / LINES, at % LINES);
-            let value = fetch_left(a, part.row + row, first_line + line, part.end, &sizes, form);
-            let (near, rest) = split(value);
-            left_near[(line * TILE + row) as usize] = near;
-            left_rest[(line * TILE + row) as usize] = rest;
-            let (line, column) = (at / TILE, at % TILE);
-            let value = fetch_right(b, past, part.column + column, first_line + line, part.end, &sizes, form);
-            let (near, rest) = split(value);
-            right_near[at as usize] = near;
-            right_rest[at as usize] = rest;
-        }
-        sync_cube();
-        #[unroll]
-        for turn in 0..comptime!(LINES / DEPTH) {
-            let line = comptime!(turn * DEPTH).runtime();
-            // The small products first.
-            add_squares(&left_rest, &right_near, line, plane_row, plane_column, &first, &second);
-            add_squares(&left_near, &right_rest, line, plane_row, plane_column, &first, &second);
-            add_squares(&left_near, &right_near, line, plane_row, plane_column, &first, &second);
-        }
-        sync_cube();
-    }
-
-    let at = (plane_row * TILE + plane_column) as usize;
-    let all = comptime!((TILE * TILE) as usize);
-    cmma::store(&mut cells[at..all], &first, TILE, cmma::MatrixLayout::RowMajor);
-    cmma::store(&mut cells[at + comptime!(SQUARE as usize)..all], &second, TILE, cmma::MatrixLayout::RowMajor);
-    sync_cube();
-    for turn in 0..comptime!(TILE * TILE / UNITS) {
-        let at = UNIT_POS + turn * UNITS;
-        let (row, column) = (part.row + at / TILE, part.column + at % TILE);
-        if row < sizes.rows && column < sizes.columns {
-            finish(cells[at as usize], bias, onto, out, row, column, part.slice, &sizes, form);
-        }
-    }
-}
-
-/// Whether the device has tensor cores for TF32, and planes of the size that drives one.
-fn has_tensor_cores(client: &Client) -> bool {
-    let tf32 = Tf32::cube_type();
-    let wanted = MmaConfig { a_type: tf32, b_type: tf32, cd_type: f32::cube_type(), m: SQUARE, n: SQUARE, k: DEPTH };
-    let hardware = &client.properties().hardware;
-    let planes = [hardware.plane_size_min, hardware.plane_size_max];
-    client.features().matmul.cmma.contains(&wanted) && planes == [PLANE; 2]
 }
 
 /// The operands of one launch.

@@ -11,6 +11,8 @@
 
 mod columns;
 #[cfg(feature = "cube")]
+mod cores;
+#[cfg(feature = "cube")]
 mod cube;
 mod flex;
 mod product;

@@ -10,9 +10,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use crate::cube::dense;
-
 use super::{Form, HaarFront, HaarOps, Sizes, band};
+use crate::cube::dense;
 
 /// Edge of the largest patch whose loops are written out.
 const UNROLLED: usize = 4;

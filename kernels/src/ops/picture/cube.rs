@@ -10,11 +10,10 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use crate::cube::dense;
-
 use super::colour::Coefficients;
 use super::taps::{BETWEEN_BITS, COLUMN_BITS, ROW_BITS, tap_count};
 use super::{Job, Layout, Picture, PictureOps, Rounding};
+use crate::cube::dense;
 
 /// What the kernel is compiled for. Sizes are arguments, so that one compilation serves every clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
