@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import torch_video
+
 
 class Attention(nn.Module):
     """Heads of the DiT: RMS norm on queries and keys, rotary places where there are any."""
@@ -198,7 +200,30 @@ def decoder_step(sizes, length, device, dtype):
     return f"1 x {length} ids", once
 
 
-RUNS = {"dit-pass": dit_pass, "ar-step": ar_step}
+def encode(model, shape, device, dtype):
+    """In pieces of 17 frames, so that a card holds them, without what a stream remembers between them; of 93 frames, one
+    is looked at twice, as pieces have one frame and a multiple of four."""
+    model, clip = model.to(device, dtype), torch.randn(shape, device=device, dtype=dtype)
+    whole, rest = divmod(shape[2], 17)
+    pieces = [clip[:, :, 17 * piece : 17 * (piece + 1)] for piece in range(whole)]
+    pieces += [clip[:, :, -(rest + 1) :]] if rest else []
+
+    @torch.no_grad()
+    def once():
+        return [model(piece) for piece in pieces]
+
+    return str(shape), once
+
+
+def vae_encode(small, device, dtype):
+    return None if small else encode(torch_video.vae_encoder(), [1, 3, 93, 480, 832], device, dtype)
+
+
+def dldm_encode(small, device, dtype):
+    return None if small else encode(torch_video.dldm_encoder(), [1, 3, 93, 240, 416], device, dtype)
+
+
+RUNS = {"vae-encode": vae_encode, "dldm-encode": dldm_encode, "dit-pass": dit_pass, "ar-step": ar_step}
 
 
 def main():
@@ -212,10 +237,11 @@ def main():
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
     torch.manual_seed(1)
     for run in arguments.runs or RUNS:
-        if run not in RUNS:
-            print(f"skipped: {run} has no PyTorch counterpart here", file=sys.stderr)
+        prepared = RUNS[run](arguments.small, arguments.device, dtype)
+        if prepared is None:
+            print(f"skipped: the tiny {run} has other layers than these; compare.py has the released ones", file=sys.stderr)
             continue
-        shape, once = RUNS[run](arguments.small, arguments.device, dtype)
+        shape, once = prepared
         seconds = []
         for repeat in range(arguments.times + 1):  # the first is not counted
             began = time.perf_counter()
