@@ -27,7 +27,11 @@ const KEPT_APART: &[(&[&str], &[&str], &str)] = &[
     ),
     (&["rusqlite"], &["vw2-engine", "vw2-pipe"], "the store is the engine's; the tests look into it"),
     (&["cubecl", "burn-cubecl", "cudarc"], &["vw2-kernels"], "only kernels know that several backends exist"),
-    (&["libloading"], &["vw2-kernels", "vw2-hollow-cuda"], "tests alone open what may not be there, and what they built"),
+    (
+        &["libloading"],
+        &["vw2-kernels", "vw2-hollow-cuda"],
+        "tests alone open what may not be there, and what they built",
+    ),
     (&["burn"], &["vw2-kernels", "vw2-models", "vw2-stages"], "engine and data know no tensor"),
     (&["re_mp4", "rust_h264", "openh264", "muxide"], &["vw2-data"], "only data knows a video format"),
 ];
