@@ -27,6 +27,8 @@ mod publish;
 
 mod plot;
 
+mod ways;
+
 pub(crate) use clips::{ClipReader, held_out, is_held_out};
 pub(crate) use held_out::HeldOut;
 pub(crate) use listening::Listening;

@@ -16,6 +16,7 @@ use vw2_models::train::perceptual::Vgg;
 use vw2_models::weights::{self, Named, SaveType, Weights};
 
 use super::trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, Upkeep, train};
+use super::ways::Ways;
 use super::{
     ClipReader, Curve, HeldOut, OptimizerParams, PixelErrors, Publication, connected_weights, held_out, parent_weights,
     plot_svg, publish,
@@ -620,103 +621,10 @@ fn weighted_mean(error: Tensor<5>, x: Tensor<5>, motion_weight: f64) -> Tensor<1
     (error * weight.clone()).sum() / weight.sum()
 }
 
-/// The ways in which training clips may stand otherwise than they were taken.
-#[derive(Clone, Copy)]
-struct Ways {
-    backwards: bool,
-    mirrored: bool,
-    turned: bool,
-}
-
-impl Ways {
-    /// Lays a clip u8 [T, H, W, 3] down as bits of chance say: in time, left and right, top and bottom, and a quarter round.
-    fn vary(self, clip: &mut [u8], [h, w]: [usize; 2], chance: u64) {
-        let says = |bit: u32| chance >> bit & 1 == 1;
-        if self.backwards && says(0) {
-            reverse(clip, h * w * 3);
-        }
-        if self.mirrored && says(1) {
-            clip.chunks_mut(w * 3).for_each(|row| reverse(row, 3));
-        }
-        if self.mirrored && says(2) {
-            clip.chunks_mut(h * w * 3).for_each(|frame| reverse(frame, w * 3));
-        }
-        if self.turned && says(3) {
-            clip.chunks_mut(h * w * 3).for_each(|frame| quarter(frame, w));
-        }
-    }
-}
-
-/// A square picture [side, side, 3] a quarter round, against the clock.
-fn quarter(frame: &mut [u8], side: usize) {
-    let before = frame.to_vec();
-    for (place, pixel) in frame.chunks_mut(3).enumerate() {
-        let (row, column) = (place / side, place % side);
-        pixel.copy_from_slice(&before[(column * side + side - 1 - row) * 3..][..3]);
-    }
-}
-
-/// The last piece first: of a clip's frames, of a frame's rows, of a row's pixels.
-fn reverse(pieces: &mut [u8], size: usize) {
-    let count = pieces.len() / size;
-    for early in 0..count / 2 {
-        let (front, back) = pieces.split_at_mut((count - 1 - early) * size);
-        front[early * size..][..size].swap_with_slice(&mut back[..size]);
-    }
-}
-
 /// u8 [B, T, H, W, 3] to f32 [B, 3, T, H, W] in [-1, 1].
 fn minibatch_tensor(pixels: &[u8], [b, t, h, w]: [usize; 4], device: &Device) -> Result<Tensor<5>, StageError> {
     let clips = pixels.chunks(t * h * w * 3).map(|clip| normalise(clip, [t, h, w], device));
     let clips = clips.collect::<Result<Vec<_>, _>>()?;
     debug_assert_eq!(clips.len(), b, "the pixels are those of `b` clips");
     Ok(Tensor::cat(clips, 0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clips_are_turned_in_time_and_along_each_axis() {
-        // Two frames of 2 x 3 pixels, named by frame, row and column.
-        let name = |frame: u8, row: u8, column: u8| [100 * frame + 10 * row + column; 3];
-        let all = |of: &dyn Fn(u8, u8, u8) -> [u8; 3]| -> Vec<u8> {
-            let places =
-                (0..2).flat_map(|frame| (0..2).flat_map(move |row| (0..3).map(move |column| (frame, row, column))));
-            places.flat_map(|(frame, row, column)| of(frame, row, column)).collect()
-        };
-        let check = |chance, backwards, mirrored, wanted: &dyn Fn(u8, u8, u8) -> [u8; 3]| {
-            let mut clip = all(&name);
-            Ways { backwards, mirrored, turned: false }.vary(&mut clip, [2, 3], chance);
-            assert_eq!(clip, all(wanted), "chance {chance}");
-        };
-        check(0, true, true, &name);
-        check(1, true, true, &|frame, row, column| name(1 - frame, row, column));
-        check(2, true, true, &|frame, row, column| name(frame, row, 2 - column));
-        check(4, true, true, &|frame, row, column| name(frame, 1 - row, column));
-        check(7, true, true, &|frame, row, column| name(1 - frame, 1 - row, 2 - column));
-        check(7, false, true, &|frame, row, column| name(frame, 1 - row, 2 - column));
-        check(7, false, false, &name);
-    }
-
-    #[test]
-    fn a_quarter_takes_the_right_side_up() {
-        let pixel = |value: u8| [value; 3];
-        let mut clip = [1, 2, 3, 4].map(pixel).concat();
-        Ways { backwards: false, mirrored: false, turned: true }.vary(&mut clip, [2, 2], 8);
-        assert_eq!(clip, [2, 4, 1, 3].map(pixel).concat());
-    }
-
-    #[test]
-    fn the_last_piece_comes_first() {
-        for (mut clip, wanted) in [
-            (vec![1, 2, 3, 4, 5, 6], vec![5, 6, 3, 4, 1, 2]),
-            (vec![1, 2, 3, 4], vec![3, 4, 1, 2]),
-            (vec![1, 2], vec![1, 2]),
-        ] {
-            reverse(&mut clip, 2);
-            assert_eq!(clip, wanted);
-        }
-    }
 }
