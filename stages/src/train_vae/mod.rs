@@ -21,7 +21,7 @@ pub struct TrainVae(pub Reconstruction);
 
 impl Stage for TrainVae {
     const KIND: &'static str = "train-vae";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "all frames to a VAE, trained by reconstruction";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] =

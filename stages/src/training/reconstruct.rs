@@ -547,11 +547,13 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
         let value = |loss: &Tensor<1>| f64::from(loss.clone().into_scalar::<f32>());
         let mut parts: Vec<_> = penalties.iter().map(|(name, penalty)| (*name, value(penalty))).collect();
         for Picture { name, weight, video: drawn, truth } in pictures {
+            let difference = drawn.clone() - truth.clone();
+            // A distance whatever the loss, so that it stands beside those of held-out clips.
+            parts.push((name, value(&difference.clone().inner().abs().mean())));
             let error = match part.loss {
-                PixelLoss::L1 => (drawn.clone() - truth.clone()).abs(),
-                PixelLoss::L2 => (drawn.clone() - truth.clone()).square(),
+                PixelLoss::L1 => difference.abs(),
+                PixelLoss::L2 => difference.square(),
             };
-            parts.push((name, value(&error.clone().mean())));
             if let (PIXELS, Some((vgg, weight))) = (name, &self.perceptual) {
                 let term = vgg.distance(truth.clone(), drawn)?;
                 parts.push(("perceptual", value(&term)));
