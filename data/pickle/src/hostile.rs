@@ -1,5 +1,6 @@
 //! Pickles that are meant to hurt: each ends in an error, soon, and without using much memory.
 
+use std::process::Command;
 use std::time::Instant;
 
 use crate::writer::Writer;
@@ -12,15 +13,31 @@ fn peak_mib() -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? / 1024)
 }
 
-/// The error says `reason`, within a second and 100 MB.
+/// The error says `reason`, soon; alone in a process, within 100 MB.
 fn check(name: &str, bytes: &[u8], reason: &str) {
     let start = Instant::now();
     let error = parse(bytes, &Limits::default()).map(|_| ()).expect_err(name).to_string();
     assert!(error.contains(reason), "{name}: {error}");
     assert!(error.len() < 1000, "{name}: a message of {} bytes", error.len());
-    assert!(start.elapsed().as_secs_f64() < 1.0, "{name}: {:?}", start.elapsed());
-    let peak = peak_mib();
-    assert!(peak.is_none_or(|peak| peak < 95), "{name}: {peak:?} MiB");
+    // Milliseconds, but for a busy machine; what is not bounded would take minutes.
+    assert!(start.elapsed().as_secs_f64() < 10.0, "{name}: {:?}", start.elapsed());
+    if std::env::var_os(ALONE).is_some() {
+        let peak = peak_mib();
+        assert!(peak.is_none_or(|peak| peak < 95), "{name}: {peak:?} MiB");
+    }
+}
+
+/// Set for the process that measures memory.
+const ALONE: &str = "VW2_HOSTILE_ALONE";
+
+/// Peak memory is the process's: beside other tests it would be theirs, too.
+#[test]
+fn little_memory_is_taken() {
+    let mut tests = Command::new(std::env::current_exe().unwrap());
+    tests.args(["--test-threads=1", "hostile::", "--skip=little_memory"]).env(ALONE, "1");
+    let output = tests.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("7 passed"), "{said}");
 }
 
 fn new() -> Writer {

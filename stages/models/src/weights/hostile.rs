@@ -54,14 +54,15 @@ fn dict(value: &[u8]) -> Vec<u8> {
     [b"\x80\x02}Vw\n", value, b"s."].concat()
 }
 
-/// Opening, or reading `w`, says `reason` within a second; alone in a process, within 100 MB.
+/// Opening, or reading `w`, says `reason`, soon; alone in a process, within 100 MB.
 fn check(name: &str, path: &Path, reason: &str) {
     let start = Instant::now();
     let opened = Weights::open(path).and_then(|weights| weights.f32s("w"));
     let Err(error @ Error::Format { .. }) = opened else { panic!("{name}: {opened:?}") };
     let error = error.to_string();
     assert!(error.contains(reason) && error.len() < 1000, "{name}: wanted `{reason}`: {error}");
-    assert!(start.elapsed().as_secs_f64() < 1.0, "{name}: {:?}", start.elapsed());
+    // Milliseconds, but for a busy machine; what is not bounded would take minutes.
+    assert!(start.elapsed().as_secs_f64() < 10.0, "{name}: {:?}", start.elapsed());
     if std::env::var_os(ALONE).is_some() {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
