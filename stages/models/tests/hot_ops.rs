@@ -9,8 +9,8 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Int, Tensor};
-use vw2_kernels::{available, launches, parse};
-use vw2_models::ar::{Ar, ArConfig, next_id_loss};
+use vw2_kernels::{KERNELS, available, launches, parse};
+use vw2_models::ar::{Ar, ArConfig, Draws, KvCache, Sampling, next_id_loss};
 use vw2_models::dit::{DitConfig, Inputs, VideoDit};
 use vw2_models::dldm::{Dldm, DldmConfig};
 use vw2_models::train::{AdamW, AdamWConfig, Grads};
@@ -42,9 +42,11 @@ fn what_the_models_launch_is_a_kernel_of_the_table_or_said_to_be_cold() {
     let device = parse(&name).expect("a listed device opens");
     let mut hot = BTreeSet::new();
     let mut met = BTreeSet::new();
+    let mut used = BTreeSet::from(["picture"]); // the decoding stage's
     for (model, pass) in PASSES {
         let launched = launches::watch_dry(|| pass(&device));
         let own = launched.iter().filter(|kernel| launches::own_function(kernel).is_some()).count();
+        used.extend(launched.iter().filter_map(|kernel| kernel.strip_prefix("vw2_kernels::ops::")?.split("::").next()));
         eprintln!("{model}: {own} kernels of ours, {} of Burn", launched.len() - own);
         for kernel in launched.into_iter().filter(|kernel| launches::own_function(kernel).is_none()) {
             match COLD.iter().position(|(path, _)| kernel.starts_with(path)) {
@@ -55,12 +57,15 @@ fn what_the_models_launch_is_a_kernel_of_the_table_or_said_to_be_cold() {
     }
     let hot: Vec<String> = hot.into_iter().map(|(model, kernel)| format!("{model}: {kernel}")).collect();
     assert!(hot.is_empty(), "give these a row in KERNELS, or say in COLD why not:\n{}", hot.join("\n"));
+    let unused: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).filter(|name| !used.contains(name)).collect();
+    assert!(unused.is_empty(), "no model uses these kernels: {unused:?}");
     let idle: Vec<&str> =
         COLD.iter().enumerate().filter(|(index, _)| !met.contains(index)).map(|(_, (path, _))| *path).collect();
     assert!(idle.is_empty(), "no model launches these any more, so COLD need not list them: {idle:?}");
 }
 
-const PASSES: &[(&str, fn(&Device))] = &[("vae", vae), ("dldm", dldm), ("dit", dit), ("ar", ar)];
+const PASSES: &[(&str, fn(&Device))] =
+    &[("vae", vae), ("dldm", dldm), ("dit", dit), ("ar", ar), ("generation", generation)];
 
 fn vae(device: &Device) {
     let config = VaeConfig::preset("tiny").expect("a preset");
@@ -104,4 +109,20 @@ fn ar(device: &Device) {
     let mut gradients = Grads::of(&loss, &mut decoder);
     gradients.clip(1.0, |_| true);
     AdamW::new(AdamWConfig::default()).step(&mut decoder, &gradients, 1e-3);
+}
+
+/// A prompt, an id, and an id after that, drawn in each of the ways.
+fn generation(device: &Device) {
+    let config = ArConfig::preset("tiny", 1020).expect("a preset");
+    let decoder = Ar::init(&config, 1, device).expect("a sound preset");
+    for sampling in [Sampling::GREEDY, Sampling { temperature: 0.8, top_k: 50, top_p: 0.9, seed: 1 }] {
+        let (mut cache, mut draws) = (KvCache::new(&config, 1, 12, device), Draws::new(&sampling));
+        let mut next = decoder.embed(Tensor::<2, Int>::ones([1, 10], device));
+        for _ in 0..2 {
+            let [_, length, width] = next.dims();
+            let seen = decoder.extend(next, &mut cache).expect("room for 12 positions");
+            let logits = decoder.logits(seen.slice([0..1, length - 1..length, 0..width]));
+            next = decoder.embed(draws.choose(logits.squeeze_dim(1)).unsqueeze());
+        }
+    }
 }

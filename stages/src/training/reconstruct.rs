@@ -66,6 +66,10 @@ pub struct Reconstruction {
     /// picture down is as likely as another.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub turned: bool,
+    /// Training clips are shifted by up to so many pixels along each axis, by chance; what was at the border fills up. Where
+    /// videos are few, things then stand in many more places.
+    #[serde(default, skip_serializing_if = "stays")]
+    pub shifted: usize,
     /// Also compare what an ImageNet VGG-16 sees (released, with weight 0.1; spec 3.7). Without its weights the term is left
     /// out.
     #[serde(default)]
@@ -85,6 +89,10 @@ pub struct Reconstruction {
     pub upkeep: How<Upkeep>,
     /// The folder that receives the weights, the metrics and the pictures.
     pub path: Location,
+}
+
+fn stays(shifted: &usize) -> bool {
+    *shifted == 0
 }
 
 /// One part of a run.
@@ -406,7 +414,12 @@ impl<M: Reconstruct> Reconstructor<M> {
             parts,
             orders,
             seed: params.seed,
-            ways: Ways { backwards: params.backwards, mirrored: params.mirrored, turned: params.turned },
+            ways: Ways {
+                backwards: params.backwards,
+                mirrored: params.mirrored,
+                turned: params.turned,
+                shifted: params.shifted,
+            },
             clips,
             rows: train_rows,
             held,

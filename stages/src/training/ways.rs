@@ -1,4 +1,4 @@
-//! Training clips as they could have been taken, too: run backwards, mirrored, turned.
+//! Training clips as they could have been taken, too: run backwards, mirrored, turned, shifted.
 
 /// The ways in which training clips may stand otherwise than they were taken.
 #[derive(Clone, Copy)]
@@ -6,10 +6,13 @@ pub(super) struct Ways {
     pub(super) backwards: bool,
     pub(super) mirrored: bool,
     pub(super) turned: bool,
+    /// Pixels at most, along each axis and to either side.
+    pub(super) shifted: usize,
 }
 
 impl Ways {
-    /// Lays a clip u8 [T, H, W, 3] down as bits of chance say: in time, left and right, top and bottom, and a quarter round.
+    /// Lays a clip u8 [T, H, W, 3] down as bits of chance say: in time, left and right, top and bottom, a quarter round,
+    /// and beside its place.
     pub(super) fn vary(self, clip: &mut [u8], [h, w]: [usize; 2], chance: u64) {
         let says = |bit: u32| chance >> bit & 1 == 1;
         if self.backwards && says(0) {
@@ -24,6 +27,12 @@ impl Ways {
         if self.turned && says(3) {
             clip.chunks_mut(h * w * 3).for_each(|frame| quarter(frame, w));
         }
+        if self.shifted > 0 {
+            let choices = 2 * self.shifted as u64 + 1;
+            let by =
+                [chance >> 8 & 0xFF_FFFF, chance >> 32].map(|part| (part % choices) as isize - self.shifted as isize);
+            clip.chunks_mut(h * w * 3).for_each(|frame| shift(frame, w, by));
+        }
     }
 }
 
@@ -33,6 +42,17 @@ fn quarter(frame: &mut [u8], side: usize) {
     for (place, pixel) in frame.chunks_mut(3).enumerate() {
         let (row, column) = (place / side, place % side);
         pixel.copy_from_slice(&before[(column * side + side - 1 - row) * 3..][..3]);
+    }
+}
+
+/// Each pixel from `by` rows below and columns to the right; beyond the border, the border's.
+fn shift(frame: &mut [u8], width: usize, by: [isize; 2]) {
+    let before = frame.to_vec();
+    let height = before.len() / 3 / width;
+    let from = |place: usize, by: isize, count: usize| place.saturating_add_signed(by).min(count - 1);
+    for (place, pixel) in frame.chunks_mut(3).enumerate() {
+        let (row, column) = (from(place / width, by[0], height), from(place % width, by[1], width));
+        pixel.copy_from_slice(&before[(row * width + column) * 3..][..3]);
     }
 }
 
@@ -60,7 +80,7 @@ mod tests {
         };
         let check = |chance, backwards, mirrored, wanted: &dyn Fn(u8, u8, u8) -> [u8; 3]| {
             let mut clip = all(&name);
-            Ways { backwards, mirrored, turned: false }.vary(&mut clip, [2, 3], chance);
+            Ways { backwards, mirrored, turned: false, shifted: 0 }.vary(&mut clip, [2, 3], chance);
             assert_eq!(clip, all(wanted), "chance {chance}");
         };
         check(0, true, true, &name);
@@ -76,7 +96,7 @@ mod tests {
     fn a_quarter_takes_the_right_side_up() {
         let pixel = |value: u8| [value; 3];
         let mut clip = [1, 2, 3, 4].map(pixel).concat();
-        Ways { backwards: false, mirrored: false, turned: true }.vary(&mut clip, [2, 2], 8);
+        Ways { backwards: false, mirrored: false, turned: true, shifted: 0 }.vary(&mut clip, [2, 2], 8);
         assert_eq!(clip, [2, 4, 1, 3].map(pixel).concat());
     }
 
@@ -90,5 +110,31 @@ mod tests {
             reverse(&mut clip, 2);
             assert_eq!(clip, wanted);
         }
+    }
+    #[test]
+    fn a_shifted_picture_keeps_its_border() {
+        let picture = |values: [u8; 6]| values.map(|value| [value; 3]).concat();
+        let before = picture([1, 2, 3, 4, 5, 6]);
+        let check = |by, wanted| {
+            let mut frame = before.clone();
+            shift(&mut frame, 3, by);
+            assert_eq!(frame, picture(wanted), "{by:?}");
+        };
+        check([0, 0], [1, 2, 3, 4, 5, 6]);
+        check([1, 0], [4, 5, 6, 4, 5, 6]);
+        check([0, -1], [1, 1, 2, 4, 4, 5]);
+        check([-7, 9], [3, 3, 3, 3, 3, 3]);
+    }
+
+    #[test]
+    fn every_shift_happens_and_none_beyond() {
+        let mut seen = std::collections::HashSet::new();
+        for number in 0..200 {
+            let mut clip: Vec<u8> = (0..25).flat_map(|value| [value; 3]).collect();
+            let ways = Ways { backwards: false, mirrored: false, turned: false, shifted: 1 };
+            ways.vary(&mut clip, [5, 5], vw2_models::train::order::mix(7, number));
+            seen.insert(clip[(2 * 5 + 2) * 3]);
+        }
+        assert_eq!(seen, [6, 7, 8, 11, 12, 13, 16, 17, 18].into());
     }
 }
