@@ -1,8 +1,11 @@
 //! Losses, metrics and learning rates against the recorded ones.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor};
 use vw2_models::dit::hint;
 use vw2_models::train::losses::{self, Piecewise, Reconstruction, Reduction};
+use vw2_models::train::perceptual::Vgg;
 use vw2_models::train::{Schedule, metrics};
 use vw2_models::weights::Weights;
 
@@ -87,6 +90,22 @@ impl Report {
         let ours: f32 = ours.into_scalar();
         self.values(golden, name, [f64::from(ours)], TOLERANCE);
     }
+}
+
+/// Recorded by `tests/data/perceptual.py`, with narrow layers.
+#[test]
+fn the_perceptual_distance_and_its_gradient_are_those_of_torch() {
+    let golden =
+        Weights::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/perceptual.safetensors")).unwrap();
+    let device = Device::flex();
+    let vgg = Vgg::load(&golden, &device.clone().autodiff()).unwrap();
+    let clip = |name: &str| golden.tensor::<5>(name, &device).unwrap().autodiff();
+    let drawn = clip("in.y").require_grad();
+    let distance = vgg.distance(clip("in.x"), drawn.clone()).unwrap();
+    let mut report = Report::new("perceptual");
+    report.tensor(&golden, "grad.y", drawn.grad(&distance.backward()).unwrap(), TOLERANCE);
+    report.tensor(&golden, "out.distance", distance, TOLERANCE);
+    report.finish();
 }
 
 #[test]
