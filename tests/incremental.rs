@@ -59,6 +59,32 @@ fn two_devices_give_the_bytes_of_one() {
 }
 
 #[test]
+fn codes_computed_in_bf16_are_other_results_and_nearly_the_same() {
+    let project = Project::with_clips(3);
+    let codes = || -> Vec<u16> {
+        let ipc = |batch: RecordBatch| {
+            let column = batch.column_by_name("codes").unwrap().as_list::<i32>().values().clone();
+            column.as_primitive::<arrow::datatypes::UInt16Type>().values().to_vec()
+        };
+        let mut files: Vec<_> =
+            fs::read_dir(project.path("out/codes/latest")).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        let batches = files.into_iter().flat_map(|file| {
+            ParquetRecordBatchReaderBuilder::try_new(fs::File::open(file).unwrap()).unwrap().build().unwrap()
+        });
+        batches.flat_map(|batch| ipc(batch.unwrap())).collect()
+    };
+    project.run(&[]);
+    let wide = codes();
+    project.edit("kind = \"extract\"", "kind = \"extract\"\narithmetic = \"bf16\"");
+    assert_eq!(project.run(&[]).count("codes", "executed"), (3 * CLIPS) as u64);
+    let short = codes();
+    let equal = wide.iter().zip(&short).filter(|(wide, short)| wide == short).count();
+    assert_eq!(wide.len(), short.len());
+    assert!(equal < wide.len() && 10 * equal > 7 * wide.len(), "{equal} of {} codes are the same", wide.len());
+}
+
+#[test]
 fn each_edit_computes_only_what_it_affects() {
     const VIDEOS: usize = 4;
     let project = Project::with_clips(VIDEOS);

@@ -57,7 +57,10 @@ step "agreement with the CPU and with f64" agreement cargo test -q -p vw2-kernel
 [ "$device" = cpu ] || step "models beside the CPU" models "$examples/models_agree" "$device"
 for round in 1 2; do
   for run in vae-encode dldm-encode dit-pass ar-step; do
-    step "$run, ours, round $round" runs "$runs" --device "$device" "${small[@]}" --times 1 "$run"
+    for dtype in f32 $([ "$device" = cpu ] || [ "$run" = ar-step ] || echo bf16); do
+      step "$run, ours $dtype, round $round" runs \
+        "$runs" --device "$device" $([ "$dtype" = f32 ] || echo --bf16) "${small[@]}" --times 1 "$run"
+    done
     [ -n "$torch" ] || continue
     for dtype in f32 $([ "$device" = cpu ] || echo bf16); do
       step "$run, PyTorch $dtype, round $round" runs \

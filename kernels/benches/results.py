@@ -24,20 +24,21 @@ for line in text("skipped").splitlines():
 best = collections.defaultdict(lambda: collections.defaultdict(lambda: float("inf")))
 for line in filter(lambda line: line.startswith("{"), text("runs").splitlines()):
     run = json.loads(line)
-    side = f"PyTorch {run['dtype']}" if "dtype" in run else "ours"
+    # Only ours tells of the host's memory.
+    side = ("ours" if "host_peak_mib" in run else "PyTorch", run["dtype"])
     key = (run["run"], run["shape"] + (", small" if run["small"] else ""))
     best[key][side] = min(best[key][side], *run["seconds"])
 if best:
-    sides = sorted({side for times in best.values() for side in times} - {"ours"})
+    types = [dtype for dtype in ("f32", "bf16") if any(side[1] == dtype for times in best.values() for side in times)]
     print("\n## Models\n")
-    print("| run | shape | ours, s |" + "".join(f" {side}, s | ratio |" for side in sides))
-    print("| --- | --- | ---: |" + " ---: | ---: |" * len(sides))
+    print("| run | shape |" + "".join(f" ours {dtype}, s | PyTorch {dtype}, s | ratio |" for dtype in types))
+    print("| --- | --- |" + " ---: | ---: | ---: |" * len(types))
     for (run, shape), times in best.items():
-        ours = times.get("ours")
-        cells = [f"{ours:.4f}" if ours else "-"]
-        for side in sides:
-            theirs = times.get(side)
-            cells += [f"{theirs:.4f}" if theirs else "-", f"{ours / theirs:.2f}" if ours and theirs else "-"]
+        cells = []
+        for dtype in types:
+            ours, theirs = (times.get((who, dtype)) for who in ("ours", "PyTorch"))
+            cells += [f"{seconds:.4f}" if seconds else "-" for seconds in (ours, theirs)]
+            cells.append(f"{ours / theirs:.2f}" if ours and theirs else "-")
         print(f"| {run} | {shape} | " + " | ".join(cells) + " |")
 
 turns = re.findall(r"^(\S+): least ([\d.]+), middle ([\d.]+)$", text("turns"), re.MULTILINE)

@@ -1,6 +1,6 @@
 //! Whether a kernel's numbers are right: against its reference in f64, and against the CPU.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
 use crate::ops::Draws;
 use crate::{Kernel, Value};
@@ -34,6 +34,55 @@ pub fn of_results(kernel: &Kernel, name: &str, device: &Device) -> Result<(), St
                     kernel.tolerance.reason
                 ));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Rows that take f32 alone: an optimizer's masters and moments are f32, whatever a model computes in.
+const F32_ALONE: &[&str] = &["adamw"];
+
+/// Runs each case on the device with inputs of bf16, and goes back through it where there is a backward.
+///
+/// # Errors
+/// The first element that is further from the reference of those inputs than 1/64 of the largest there: bf16 has 8 bits.
+pub fn of_bf16(kernel: &Kernel, name: &str, device: &Device) -> Result<(), String> {
+    let short = |data: TensorData| if data.dtype().is_float() { data.convert_dtype(DType::BF16) } else { data };
+    let long = |data: &TensorData| if data.dtype().is_float() { data.clone().convert::<f32>() } else { data.clone() };
+    if F32_ALONE.contains(&kernel.name) {
+        return Ok(());
+    }
+    let device = if kernel.gradient.is_some() { device.clone().autodiff() } else { device.clone() };
+    for case in kernel.cases {
+        let inputs: Vec<TensorData> = (kernel.inputs)(case, SEED).into_iter().map(short).collect();
+        let rounded: Vec<TensorData> = inputs.iter().map(long).collect();
+        let mut values: Vec<Value> = inputs.iter().map(|data| Value::new(data, &device)).collect();
+        let input = kernel.gradient.map(|_| values[0].float().require_grad());
+        if let Some(input) = &input {
+            values[0] = Value::Float(input.clone());
+        }
+        let result = (kernel.run)(case, &values);
+        let near = |what: &str, found: Tensor<1>, wanted: Vec<f64>| {
+            let found = found.into_data().convert::<f32>();
+            let found = found.as_slice::<f32>().expect("they were just converted");
+            let (difference, at) = worst(found, &wanted);
+            let largest = wanted.iter().fold(1e-3f64, |largest, value| largest.max(value.abs()));
+            if difference > largest / 64.0 {
+                let (found, wanted, kernel) = (found[at], wanted[at], kernel.name);
+                return Err(format!(
+                    "{what} of {kernel} {case:?} in bf16 on {name}, seed {SEED}, element {at}: {found}, not {wanted}"
+                ));
+            }
+            Ok(())
+        };
+        let plain = if input.is_some() { result.clone().inner() } else { result.clone() };
+        near("result", plain, (kernel.reference)(case, &rounded))?;
+        if let (Some(input), Some(gradient)) = (input, kernel.gradient) {
+            let mut draws = Draws::new(SEED);
+            let weights: Vec<f32> = (0..result.dims()[0]).map(|_| (draws.unit() * 2.0 - 1.0) as f32).collect();
+            let weighted = result.cast(FloatDType::F32) * Tensor::<1>::from_floats(weights.as_slice(), &device);
+            let found = input.grad(&weighted.sum().backward()).expect("the op passes a gradient to its input");
+            near("gradient", found, gradient(case, &rounded, &weights))?;
         }
     }
     Ok(())

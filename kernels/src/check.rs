@@ -42,6 +42,17 @@ fn every_gradient_agrees_with_its_reference_on_every_device() {
     }
 }
 
+/// WebGPU has no bf16.
+#[test]
+fn every_kernel_agrees_with_its_reference_in_bf16() {
+    let devices = devices();
+    for kernel in KERNELS {
+        for (name, device) in devices.iter().filter(|(name, _)| !name.starts_with("wgpu")) {
+            agreement::of_bf16(kernel, name, device).unwrap_or_else(|reason| panic!("{reason}"));
+        }
+    }
+}
+
 #[test]
 fn numeric_classes_tell_devices_apart() {
     for (name, device) in devices() {

@@ -11,7 +11,7 @@ use vw2_models::sampler::{NumpyNormal, Solver, Trajectory, schedule};
 use vw2_models::vae::Vae;
 use vw2_models::weights::{self, Weights};
 
-use crate::model_file::values;
+use crate::model_file::{Arithmetic, values};
 
 /// How weights are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +38,11 @@ pub struct Diffusion {
     pub batched: Option<bool>,
     pub sigma_min: f64,
     pub sigma_max: f64,
-    /// How the DiT's weights are held in memory: `bf16` takes half of it, and arithmetic stays as it is.
+    /// How the DiT's weights are held in memory: `bf16` takes half of it; see `arithmetic` for what is computed.
     pub precision: Precision,
+    /// The float type in which the DiT computes: `f32`, or `bf16` for tensor cores.
+    #[serde(skip_serializing_if = "Arithmetic::is_f32")]
+    pub arithmetic: Arithmetic,
     /// Seed of the start noise; every clip starts from the same, as upstream's do.
     pub seed: u32,
 }
@@ -55,6 +58,7 @@ impl Default for Diffusion {
             sigma_min: 0.002,
             sigma_max: 80.0,
             precision: Precision::F32,
+            arithmetic: Arithmetic::F32,
             seed: 0,
         }
     }
@@ -145,6 +149,7 @@ impl Renderer<'_> {
         let clean = hint.zeros_like().slice_assign([0..1, 0..shape[1], 0..1, 0..shape[3], 0..shape[4]], first);
         let hint = self.dit.config().control_blocks.gt(&0).then_some(hint);
         let denoiser = Denoiser::new(self.dit, Conditions { clean, given: 1, hint, padding: None, fps: None })?;
+        let denoiser = denoiser.computing_in(self.params.arithmetic.on(&device)?);
         let guidance = self.negative.map(|context| Guidance {
             weight: self.params.guidance(),
             context: context.clone(),

@@ -30,6 +30,23 @@ struct Place {
 
 static Place threadIdx, blockIdx, blockDim, gridDim;
 
+// The upper half of a float, to the nearest, ties to even; what is computed of it is a float.
+struct __nv_bfloat16 {
+  uint16_t bits;
+  __nv_bfloat16() = default;
+  __nv_bfloat16(float value) {
+    uint32_t all;
+    std::memcpy(&all, &value, 4);
+    bits = value != value ? 0x7fff : (all + 0x7fff + (all >> 16 & 1)) >> 16;
+  }
+  operator float() const {
+    uint32_t all = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &all, 4);
+    return value;
+  }
+};
+
 // Of a block; as CUDA has it, no two launches share it.
 alignas(256) static char shared_memory[256 * 1024];
 
@@ -177,6 +194,15 @@ static void load_matrix_sync(fragment<Use, M, N, K, precision::tf32, Layout> &to
   for (int row = 0; row < to.rows; row++)
     for (int column = 0; column < to.columns; column++)
       to.at(row, column) = from[std::is_same_v<Layout, row_major> ? row * step + column : column * step + row];
+}
+
+template <int M, int N, int K, class Layout>
+static void load_matrix_sync(fragment<accumulator, M, N, K, float, Layout> &to, const float *from, unsigned step,
+                             layout_t layout) {
+  if (reinterpret_cast<uintptr_t>(from) % 32 != 0 || step % 4 != 0) abort();
+  for (int row = 0; row < M; row++)
+    for (int column = 0; column < N; column++)
+      to.at(row, column) = from[layout == mem_row_major ? row * step + column : column * step + row];
 }
 
 template <int M, int N, int K, class LayoutA, class LayoutB>

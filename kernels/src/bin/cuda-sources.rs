@@ -5,7 +5,7 @@
 //! the numbers of the first source and of the one after the last that came meanwhile. A float type that a row does not
 //! take, which it says by a panic, has no line; nor has a row without a cube kernel.
 //!
-//! `cuda-sources agree` looks at the results instead, and those of the gradients: on the hollow driver, these mean something
+//! `cuda-sources agree [KERNEL]` looks at the results instead, and those of the gradients: on the hollow driver, these mean something
 //! where it is told a C++ compiler.
 
 use std::collections::BTreeSet;
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         }
     };
     if std::env::args().nth(1).is_some_and(|word| word == "agree") {
-        return agree(&device);
+        return agree(std::env::args().nth(2).as_deref(), &device);
     }
     let count = || std::fs::read_dir(&folder).map_or(0, Iterator::count);
     for kernel in KERNELS {
@@ -46,11 +46,12 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Each kernel in f32 against its reference.
-fn agree(device: &Device) -> ExitCode {
-    for kernel in KERNELS {
+/// Each kernel, or the one of that name, in f32 and in bf16 against its reference.
+fn agree(name: Option<&str>, device: &Device) -> ExitCode {
+    for kernel in KERNELS.iter().filter(|kernel| name.is_none_or(|name| name == kernel.name)) {
         let agrees = agreement::of_results(kernel, "cuda:0", device)
-            .and_then(|()| agreement::of_gradients(kernel, "cuda:0", device));
+            .and_then(|()| agreement::of_gradients(kernel, "cuda:0", device))
+            .and_then(|()| agreement::of_bf16(kernel, "cuda:0", device));
         if let Err(reason) = agrees {
             eprintln!("{reason}");
             return ExitCode::FAILURE;

@@ -23,12 +23,8 @@ const WITHOUT: &[(&str, &str)] = &[];
 /// Functions of which registers spill into memory, and why that is right.
 const SPILLS: &[(&str, &str)] = &[
     (
-        "backward_keys",
-        "gathers two rows of gradients in registers beside the tiles; 48 bytes of a thread go to memory at most",
-    ),
-    (
-        "backward_queries",
-        "gathers a row of gradients in registers beside the tiles; 24 bytes of a thread go to memory at most",
+        "forward_on_tensor_cores",
+        "where operands are f32, whose products are three; 28 bytes of a thread go to memory at most",
     ),
     ("choose", "runs once a token, and waits for barriers more than for memory; 84 bytes of a thread go there at most"),
 ];

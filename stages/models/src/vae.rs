@@ -262,13 +262,15 @@ impl Vae {
     /// Means to normalised latents: `(mu - mean) / std`.
     pub fn normalise(&self, mu: Tensor<5>) -> Tensor<5> {
         let (mean, std) = self.statistics(&mu.device());
-        (mu - mean) / std
+        let dtype = mu.dtype();
+        (mu - mean.cast(dtype)) / std.cast(dtype)
     }
 
     /// The inverse of [`Vae::normalise`].
     pub fn denormalise(&self, z: Tensor<5>) -> Tensor<5> {
         let (mean, std) = self.statistics(&z.device());
-        z * std + mean
+        let dtype = z.dtype();
+        z * std.cast(dtype) + mean.cast(dtype)
     }
 
     fn statistics(&self, device: &Device) -> (Tensor<5>, Tensor<5>) {

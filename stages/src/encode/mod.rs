@@ -7,7 +7,7 @@ use vw2_data::{Frames, Latents};
 use vw2_engine::stage::{Context, InputFile, Needs, Operator, Output, Port, Stage, StageError, Table, Unit};
 use vw2_models::vae::Vae;
 
-use crate::model_file::{self, ModelFile};
+use crate::model_file::{self, Arithmetic, ModelFile};
 use crate::tables;
 
 /// Encodes each clip's frames by the causal VAE.
@@ -17,6 +17,9 @@ pub struct Encode {
     /// The VAE's weights: upstream's `tokenizer.pth` or our `.safetensors`. Left out where port `vae` is connected.
     #[serde(default)]
     pub weights: Option<InputFile>,
+    /// The float type in which the model computes: `f32`, or `bf16` for tensor cores.
+    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
+    pub arithmetic: Arithmetic,
 }
 
 impl Stage for Encode {
@@ -34,12 +37,13 @@ impl Stage for Encode {
 
     fn open(&self, ctx: &Context) -> Result<Box<dyn Operator>, StageError> {
         let vae = ModelFile::new(ctx, self.weights.as_ref(), "vae", |weights, device| Ok(Vae::load(weights, device)?))?;
-        Ok(Box::new(Encoder { vae }))
+        Ok(Box::new(Encoder { vae, arithmetic: self.arithmetic }))
     }
 }
 
 struct Encoder {
     vae: ModelFile<Vae>,
+    arithmetic: Arithmetic,
 }
 
 impl Operator for Encoder {
@@ -47,7 +51,7 @@ impl Operator for Encoder {
         for unit in units {
             let (vae, device) = self.vae.get(unit)?;
             let frames = Frames::view(unit.row("frames"))?;
-            let video = model_file::clip_tensor(&frames, device)?; // [1, 3, T, H, W]
+            let video = model_file::clip_tensor(&frames, device)?.cast(self.arithmetic.on(device)?); // [1, 3, T, H, W]
             match vae.encode(video) {
                 Ok(latent) => {
                     let [_, c, t, h, w] = latent.dims();

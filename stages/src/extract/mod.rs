@@ -12,7 +12,7 @@ use vw2_data::{Code, Codes, Feature, Frames};
 use vw2_engine::stage::{Context, InputFile, Needs, Operator, Output, Port, Stage, StageError, Table, Unit};
 use vw2_models::dldm::Dldm;
 
-use crate::model_file::{self, ModelFile};
+use crate::model_file::{self, Arithmetic, ModelFile};
 use crate::tables;
 
 /// Extracts each clip's codes.
@@ -23,6 +23,9 @@ pub struct Extract {
     /// connected.
     #[serde(default)]
     pub weights: Option<InputFile>,
+    /// The float type in which the model computes: `f32`, or `bf16` for tensor cores.
+    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
+    pub arithmetic: Arithmetic,
 }
 
 impl Stage for Extract {
@@ -41,12 +44,13 @@ impl Stage for Extract {
     fn open(&self, ctx: &Context) -> Result<Box<dyn Operator>, StageError> {
         let dldm =
             ModelFile::new(ctx, self.weights.as_ref(), "dldm", |weights, device| Ok(Dldm::load(weights, device)?))?;
-        Ok(Box::new(Extractor { dldm }))
+        Ok(Box::new(Extractor { dldm, arithmetic: self.arithmetic }))
     }
 }
 
 struct Extractor {
     dldm: ModelFile<Dldm>,
+    arithmetic: Arithmetic,
 }
 
 impl Operator for Extractor {
@@ -70,7 +74,7 @@ impl Extractor {
     /// The inner result is the clip's: `Err` says why the model cannot take it.
     fn extract(&mut self, unit: &Unit, frames: &Frames<'_>) -> Result<Result<Code, String>, StageError> {
         let (dldm, device) = self.dldm.get(unit)?;
-        let video = model_file::clip_tensor(frames, device)?; // [1, 3, T, H, W]
+        let video = model_file::clip_tensor(frames, device)?.cast(self.arithmetic.on(device)?); // [1, 3, T, H, W]
         let encoded = match dldm.encode(video) {
             Ok(encoded) => encoded,
             Err(error) => return Ok(Err(error.to_string())),

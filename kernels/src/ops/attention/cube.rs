@@ -14,6 +14,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
+use super::cores::{
+    Cut, Pass, backward_keys_on_tensor_cores, backward_queries_on_tensor_cores, cut, forward_on_tensor_cores,
+};
 use super::{AttentionOps, Form};
 use crate::cube::dense;
 
@@ -24,15 +27,15 @@ const TILE: usize = 32;
 /// Columns that pass at a time.
 const CHUNK: usize = 32;
 /// Lower than every score in sight; its power of two is 0.
-const NEVER: f32 = -1e30;
+pub(super) const NEVER: f32 = -1e30;
 
 /// What the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Sizes {
-    width: usize,
-    heads: usize,
-    shared: usize,
-    marked: bool,
+pub(super) struct Sizes {
+    pub(super) width: usize,
+    pub(super) heads: usize,
+    pub(super) shared: usize,
+    pub(super) marked: bool,
 }
 
 impl Sizes {
@@ -145,40 +148,48 @@ fn store(gathered: &Array<f32>, factor: f32, out: &mut [f32], start: usize, #[co
     }
 }
 
-/// Which keys a query sees, as [`super::Reach`] has it.
+/// Which keys a query sees, as [`super::Reach`] has it, and what goes with that at run time.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Bounds {
+pub(super) struct Bounds {
     rows: u32,
     step: u32,
     first: i32,
-    rest: u32,
-    keys: u32,
-    queries: u32,
-    zeros: f32,
-    scale: f32,
+    pub(super) rest: u32,
+    pub(super) keys: u32,
+    pub(super) queries: u32,
+    pub(super) width: u32,
+    pub(super) zeros: f32,
+    pub(super) scale: f32,
 }
 
 /// 2^x; CubeCL has powers and logarithms of e alone.
 #[cube]
-fn exp2(x: f32) -> f32 {
+pub(super) fn exp2(x: f32) -> f32 {
     f32::exp(x * std::f32::consts::LN_2)
 }
 
 #[cube]
-fn log2(x: f32) -> f32 {
+pub(super) fn log2(x: f32) -> f32 {
     f32::ln(x) * std::f32::consts::LOG2_E
 }
 
 /// Keys below this one are seen.
 #[cube]
-fn limit(query: usize, bounds: &Bounds) -> usize {
+pub(super) fn limit(query: usize, bounds: &Bounds) -> usize {
     let frames = (query as u32 / bounds.rows + 1u32) * bounds.step;
     let limit = i32::max(bounds.first + i32::cast_from(frames), 0i32);
     usize::cast_from(u32::min(u32::cast_from(limit), bounds.keys))
 }
 
 #[cube]
-fn sees(query: usize, key: usize, real: &[f32], marks: usize, bounds: &Bounds, #[comptime] sizes: Sizes) -> bool {
+pub(super) fn sees(
+    query: usize,
+    key: usize,
+    real: &[f32],
+    marks: usize,
+    bounds: &Bounds,
+    #[comptime] sizes: Sizes,
+) -> bool {
     let inside = query < bounds.queries as usize && key < bounds.keys as usize;
     let mut seen = inside && (key < limit(query, bounds) || key >= bounds.rest as usize);
     if comptime!(sizes.marked) {
@@ -435,16 +446,23 @@ impl Launch {
             clamp(reach.rest),
             clamp(reach.keys),
             clamp(self.queries),
+            clamp(self.sizes.width),
             self.form.zeros as f32,
             ((self.sizes.width as f64).sqrt().recip() * std::f64::consts::LOG2_E) as f32,
         )
     }
 
+    /// How the kernel of a pass is cut for tensor cores, where the device has them.
+    fn cut(&self, pass: Pass) -> Option<Cut> {
+        cut(&self.client, self.sizes, self.form.fine, pass)
+    }
+
     /// Cubes for `rows` rows of each of `heads` heads.
-    fn cubes(&self, heads: usize, rows: usize) -> (usize, CubeCount, CubeDim) {
-        let cubes = self.batch * heads * rows.div_ceil(SIDE);
-        let dim = CubeDim::new_1d((SIDE * SIDE) as u32);
-        (cubes, calculate_cube_count_elemwise(&self.client, cubes * SIDE * SIDE, dim), dim)
+    fn cubes(&self, cut: Option<Cut>, heads: usize, rows: usize) -> (usize, CubeCount, CubeDim) {
+        let [block, units] = cut.map_or([SIDE, SIDE * SIDE], |cut| [cut.rows(), cut.units()]);
+        let cubes = self.batch * heads * rows.div_ceil(block);
+        let dim = CubeDim::new_1d(units as u32);
+        (cubes, calculate_cube_count_elemwise(&self.client, cubes * units, dim), dim)
     }
 }
 
@@ -467,9 +485,25 @@ impl AttentionOps for CubeBackend {
         let out = like(&q);
         let sums =
             empty_device_contiguous_dtype(q.client.clone(), q.device.clone(), Shape::new([b, heads, n]), DType::F32);
-        let (cubes, count, dim) = launch.cubes(heads, n);
-        if cubes > 0 {
-            forward::launch(
+        let cut = launch.cut(Pass::Forward);
+        let (cubes, count, dim) = launch.cubes(cut, heads, n);
+        match cut {
+            _ if cubes == 0 => {}
+            Some(cut) => forward_on_tensor_cores::launch(
+                &launch.client,
+                count,
+                dim,
+                q.into_buffer_arg(),
+                k.into_buffer_arg(),
+                v.into_buffer_arg(),
+                real.into_buffer_arg(),
+                out.clone().into_buffer_arg(),
+                sums.clone().into_buffer_arg(),
+                launch.bounds(),
+                cubes as u32,
+                cut,
+            ),
+            None => forward::launch(
                 &launch.client,
                 count,
                 dim,
@@ -482,7 +516,7 @@ impl AttentionOps for CubeBackend {
                 launch.bounds(),
                 cubes as u32,
                 launch.sizes,
-            );
+            ),
         }
         (out, sums)
     }
@@ -503,9 +537,27 @@ impl AttentionOps for CubeBackend {
         let launch = Launch::new(&q, &k, form);
         let ([_, heads, n, _], [_, shared, m, _]) = (q.shape().dims(), k.shape().dims());
         let (dq, dk, dv) = (like(&q), like(&k), like(&v));
-        let (cubes, count, dim) = launch.cubes(heads, n);
-        if cubes > 0 {
-            backward_queries::launch(
+        let cut = launch.cut(Pass::BackwardQueries);
+        let (cubes, count, dim) = launch.cubes(cut, heads, n);
+        match cut {
+            _ if cubes == 0 => {}
+            Some(cut) => backward_queries_on_tensor_cores::launch(
+                &launch.client,
+                count,
+                dim,
+                q.clone().into_buffer_arg(),
+                k.clone().into_buffer_arg(),
+                v.clone().into_buffer_arg(),
+                real.clone().into_buffer_arg(),
+                sums.clone().into_buffer_arg(),
+                inner.clone().into_buffer_arg(),
+                grad.clone().into_buffer_arg(),
+                dq.clone().into_buffer_arg(),
+                launch.bounds(),
+                cubes as u32,
+                cut,
+            ),
+            None => backward_queries::launch(
                 &launch.client,
                 count,
                 dim,
@@ -520,11 +572,30 @@ impl AttentionOps for CubeBackend {
                 launch.bounds(),
                 cubes as u32,
                 launch.sizes,
-            );
+            ),
         }
-        let (cubes, count, dim) = launch.cubes(shared, m);
-        if cubes > 0 {
-            backward_keys::launch(
+        let cut = launch.cut(Pass::BackwardKeys);
+        let (cubes, count, dim) = launch.cubes(cut, shared, m);
+        match cut {
+            _ if cubes == 0 => {}
+            Some(cut) => backward_keys_on_tensor_cores::launch(
+                &launch.client,
+                count,
+                dim,
+                q.into_buffer_arg(),
+                k.into_buffer_arg(),
+                v.into_buffer_arg(),
+                real.into_buffer_arg(),
+                sums.into_buffer_arg(),
+                inner.into_buffer_arg(),
+                grad.into_buffer_arg(),
+                dk.clone().into_buffer_arg(),
+                dv.clone().into_buffer_arg(),
+                launch.bounds(),
+                cubes as u32,
+                cut,
+            ),
+            None => backward_keys::launch(
                 &launch.client,
                 count,
                 dim,
@@ -540,7 +611,7 @@ impl AttentionOps for CubeBackend {
                 launch.bounds(),
                 cubes as u32,
                 launch.sizes,
-            );
+            ),
         }
         (dq, dk, dv)
     }

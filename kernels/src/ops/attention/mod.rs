@@ -9,6 +9,8 @@
 
 mod backward;
 #[cfg(feature = "cube")]
+mod cores;
+#[cfg(feature = "cube")]
 mod cube;
 mod flex;
 mod reference;
@@ -20,7 +22,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, backend_extension};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::{Cost, Kernel, Tolerance};
 
@@ -72,7 +74,8 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Ten
     assert_eq!([k.dims()[0], k.dims()[3]], [b, d], "queries and keys have one batch and one width");
     assert!(shared > 0 && heads % shared == 0, "{heads} query heads cannot share {shared} key heads evenly");
     let reach = Reach::new(sight.order, n, m);
-    let form = Form { reach, zeros: sight.zeros, marked: sight.real.is_some() };
+    let fine = [&q, &k, &v].into_iter().any(|x| x.dtype() != DType::BF16);
+    let form = Form { reach, zeros: sight.zeros, marked: sight.real.is_some(), fine };
     let real = match &sight.real {
         Some(real) => {
             assert_eq!(real.dims(), [b, m], "one mark per key");
@@ -94,6 +97,8 @@ struct Form {
     zeros: usize,
     /// Whether the marks of real keys are read.
     marked: bool,
+    /// Whether q, k and v had more bits than bf16.
+    fine: bool,
 }
 
 /// [`Order`] in numbers: query i sees keys below `first + (i / rows + 1) step`, and those from `rest` on.

@@ -3,6 +3,7 @@
 //! TF32 keeps 10 bits after the point. An operand goes there as two values, the nearest one and the nearest of what is left,
 //! 21 bits in all, and three of the four products are summed; the fourth is below the last bit of an f32. So results keep
 //! the accuracy of f32, at three times the work of one product, which tensor cores still do faster than plain units.
+//! Operands that were bf16 are exact in one value, and there is one product.
 
 use cubecl::client::Client;
 use cubecl::features::MmaConfig;
@@ -86,9 +87,11 @@ pub(super) fn product_on_tensor_cores(
 ) {
     let len = comptime!((TILE * LINES) as usize);
     let mut left_near = Shared::<[Tf32]>::new_slice(len);
-    let mut left_rest = Shared::<[Tf32]>::new_slice(len);
+    // Where there is no rest, what keeps the next operand on 32 bytes.
+    let rest = comptime!(if form.fine { len } else { DEPTH as usize });
+    let mut left_rest = Shared::<[Tf32]>::new_slice(rest);
     let mut right_near = Shared::<[Tf32]>::new_slice(len);
-    let mut right_rest = Shared::<[Tf32]>::new_slice(len);
+    let mut right_rest = Shared::<[Tf32]>::new_slice(rest);
     let mut cells = Shared::<[f32]>::new_slice(comptime!((TILE * TILE) as usize));
     let (m, n, k) = comptime!((SQUARE as usize, SQUARE as usize, DEPTH as usize));
     let undefined = cmma::MatrixLayout::Undefined;
@@ -107,20 +110,26 @@ pub(super) fn product_on_tensor_cores(
             let value = fetch_left(a, part.row + row, first_line + line, part.end, &sizes, form);
             let (near, rest) = split(value);
             left_near[(line * TILE + row) as usize] = near;
-            left_rest[(line * TILE + row) as usize] = rest;
+            if comptime!(form.fine) {
+                left_rest[(line * TILE + row) as usize] = rest;
+            }
             let (line, column) = (at / TILE, at % TILE);
             let value = fetch_right(b, past, part.column + column, first_line + line, part.end, &sizes, form);
             let (near, rest) = split(value);
             right_near[at as usize] = near;
-            right_rest[at as usize] = rest;
+            if comptime!(form.fine) {
+                right_rest[at as usize] = rest;
+            }
         }
         sync_cube();
         #[unroll]
         for turn in 0..comptime!(LINES / DEPTH) {
             let line = comptime!(turn * DEPTH).runtime();
             // The small products first.
-            add_squares(&left_rest, &right_near, line, plane_row, plane_column, &first, &second);
-            add_squares(&left_near, &right_rest, line, plane_row, plane_column, &first, &second);
+            if comptime!(form.fine) {
+                add_squares(&left_rest, &right_near, line, plane_row, plane_column, &first, &second);
+                add_squares(&left_near, &right_rest, line, plane_row, plane_column, &first, &second);
+            }
             add_squares(&left_near, &right_near, line, plane_row, plane_column, &first, &second);
         }
         sync_cube();

@@ -51,10 +51,12 @@ pub(super) struct Form {
     repeats: bool,
     given: bool,
     adds: bool,
+    /// Operands have more bits than TF32; of no account without tensor cores.
+    pub(super) fine: bool,
 }
 
 impl Form {
-    fn new(role: Role, call: &Call) -> Form {
+    fn new(role: Role, call: &Call, cores: bool) -> Form {
         let [_, _, kt, kh, kw] = call.weight.map(|size| size as u32);
         Form {
             role,
@@ -68,6 +70,7 @@ impl Form {
             repeats: call.repeats,
             given: call.given,
             adds: call.adds,
+            fine: call.fine || !cores,
         }
     }
 }
@@ -390,7 +393,8 @@ fn launch(role: Role, call: &Call, operands: Operands, frames: std::ops::Range<u
         number(lines),
         number(slice),
     );
-    let kernel = if has_tensor_cores(&client) { product_on_tensor_cores::launch } else { product::launch };
+    let cores = has_tensor_cores(&client);
+    let kernel = if cores { product_on_tensor_cores::launch } else { product::launch };
     kernel(
         &client,
         count,
@@ -402,7 +406,7 @@ fn launch(role: Role, call: &Call, operands: Operands, frames: std::ops::Range<u
         operands.onto.into_buffer_arg(),
         out.clone().into_buffer_arg(),
         sizes,
-        Form::new(role, call),
+        Form::new(role, call, cores),
     );
 }
 

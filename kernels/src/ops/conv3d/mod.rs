@@ -25,7 +25,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, DispatchTensor, backend_extension};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::{Cost, Kernel, Tolerance};
 
@@ -73,7 +73,8 @@ pub fn conv3d(
     onto: Option<Tensor<5>>,
 ) -> Tensor<5> {
     let dtype = FloatDType::from(x.dtype());
-    let call = Call::new(x.dims(), &front, weight.dims(), steps, onto.is_some());
+    let fine = x.dtype() != DType::BF16 || weight.dtype() != DType::BF16;
+    let call = Call { fine, ..Call::new(x.dims(), &front, weight.dims(), steps, onto.is_some()) };
     assert_eq!(bias.dims(), [call.outputs()], "one bias per output channel");
     if let Some(onto) = &onto {
         assert_eq!(onto.dims(), call.result(), "what is added has the shape of the result");
@@ -106,6 +107,8 @@ struct Call {
     /// A tensor is added to the result.
     adds: bool,
     steps: Steps,
+    /// Whether x or the weight had more bits than bf16.
+    fine: bool,
 }
 
 impl Call {
@@ -128,7 +131,7 @@ impl Call {
         );
         let sides = [x[3], x[4]].map(|side| side + steps.pad[0] + steps.pad[1]);
         assert!(sides[0] >= weight[3] && sides[1] >= weight[4], "a picture at least as large as the kernel {weight:?}");
-        Call { x, weight, front, repeats, given, adds, steps }
+        Call { x, weight, front, repeats, given, adds, steps, fine: true }
     }
 
     fn outputs(&self) -> usize {

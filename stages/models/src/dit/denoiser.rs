@@ -3,7 +3,7 @@
 //! Source: spec 5.1, 5.2, 5.5 and 7.3. Differs: both passes of guidance may run as one batch, and the unconditional one is
 //! left out where its weight is 0.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Inputs, VideoDit};
 use crate::error::{Error, Result};
@@ -47,6 +47,7 @@ pub struct Denoiser<'a> {
     /// 1 on given frames: `[B, 1, T, H, W]`.
     mask: Tensor<5>,
     rotary: Rotary,
+    arithmetic: DType,
 }
 
 impl<'a> Denoiser<'a> {
@@ -61,7 +62,13 @@ impl<'a> Denoiser<'a> {
         let frames: Vec<f32> = (0..t).map(|frame| f32::from(u8::from(frame < conditions.given))).collect();
         let mask = Tensor::<5>::from_data(TensorData::new(frames, [1, 1, t, 1, 1]), &device).expand([b, 1, t, h, w]);
         let rotary = dit.rotary([t, h, w], conditions.fps, &device);
-        Ok(Denoiser { dit, conditions, scaling: Scaling::RECTIFIED_FLOW, mask, rotary })
+        let (scaling, arithmetic) = (Scaling::RECTIFIED_FLOW, DType::F32);
+        Ok(Denoiser { dit, conditions, scaling, mask, rotary, arithmetic })
+    }
+
+    /// Has the network compute in another float type than f32; what is made of its output is f32 still.
+    pub fn computing_in(self, arithmetic: DType) -> Denoiser<'a> {
+        Denoiser { arithmetic, ..self }
     }
 
     /// Clean latents from noisy ones `[B, C, T, H, W]` with noise levels `sigmas` `[B]`, given `context` `[B, M, C]`.
@@ -106,7 +113,7 @@ impl<'a> Denoiser<'a> {
         tap.see(format_args!("net_timesteps"), || times.clone());
         let output = self.dit.forward_tapped(
             &Inputs {
-                x: scaled,
+                x: scaled.cast(self.arithmetic),
                 times,
                 mask: Some(self.mask.clone()),
                 padding: padding.clone(),
@@ -116,6 +123,7 @@ impl<'a> Denoiser<'a> {
             },
             tap,
         )?;
+        let output = output.cast(DType::F32);
         let clean = x * per_clip(&|sigma| scaling.c_skip(sigma)) + output * per_clip(&|sigma| scaling.c_out(sigma));
         Ok(self.replace_given(clean))
     }
@@ -149,7 +157,7 @@ impl<'a> Denoiser<'a> {
             ..self.conditions
         };
         let (mask, rotary) = (twice(&self.mask), self.rotary.clone());
-        Denoiser { dit: self.dit, conditions, scaling: self.scaling, mask, rotary }
+        Denoiser { dit: self.dit, conditions, scaling: self.scaling, mask, rotary, arithmetic: self.arithmetic }
     }
 
     /// Given frames from the clean latents, the others from `x`.

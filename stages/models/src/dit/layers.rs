@@ -5,7 +5,7 @@
 
 use burn::module::Module;
 use burn::tensor::activation::{gelu, silu};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use half::bf16;
 use vw2_kernels::{Sight, attention};
 
@@ -85,6 +85,12 @@ pub(crate) struct Time {
     pub(crate) e: Tensor<3>,
     /// Shift, scale and gate that all blocks start from, `[B, T, 3D]`.
     pub(crate) adaln: Tensor<3>,
+}
+
+impl Time {
+    pub(crate) fn cast(self, dtype: DType) -> Time {
+        Time { e: self.e.cast(dtype), adaln: self.adaln.cast(dtype) }
+    }
 }
 
 /// Two maps from the sinusoid to [`Time::adaln`].

@@ -30,6 +30,7 @@ pub use layers::{positions, sinusoid};
 use crate::error::{Error, Result};
 use crate::nn::{Init, Rotary, Tap, recompute};
 use crate::weights::{Named, Names, Precision, Visitor, Weights, load_among};
+use layers::Time;
 use network::{Network, Pass};
 
 /// A name that every network has, from which the prefixes of a file are told.
@@ -129,7 +130,8 @@ impl VideoDit {
         (4.0 * tokens * self.config.model_channels as f64 * (6.0 + 2.0 * self.config.mlp_ratio)) as u64
     }
 
-    /// The network's output, in rectified-flow terms the velocity noise minus data: `[B, C, T, H, W]`.
+    /// The network's output, in rectified-flow terms the velocity noise minus data: `[B, C, T, H, W]`. It is computed in the
+    /// float type of `x`; times are embedded in f32.
     ///
     /// # Errors
     /// Inputs whose shapes do not fit each other or the configuration.
@@ -150,16 +152,17 @@ impl VideoDit {
             Some(padding) => resize_nearest(padding.clone(), [h, w]).unsqueeze_dim::<5>(2).expand([b, 1, t, h, w]),
             None => Tensor::zeros([b, 1, t, h, w], &inputs.x.device()),
         };
+        let (dtype, padding) = (inputs.x.dtype(), padding.cast(inputs.x.dtype()));
         let mut channels = vec![inputs.x.clone()];
-        channels.extend(inputs.mask.clone().filter(|_| config.condition_mask));
+        channels.extend(inputs.mask.clone().filter(|_| config.condition_mask).map(|mask| mask.cast(dtype)));
         channels.push(padding.clone());
         let x = Tensor::cat(channels, 1);
 
         let tokens = inputs.context.dims()[1];
-        let pass = |time| Pass {
-            time,
+        let pass = |time: Time| Pass {
+            time: time.cast(dtype),
             rotary: inputs.rotary.clone(),
-            context: inputs.context.clone(),
+            context: inputs.context.clone().cast(dtype),
             sight: Sight {
                 order: if config.causal_cross_attn { later_hidden(frames, rows * columns) } else { Order::Any },
                 zeros: config.context_tokens - tokens,
@@ -170,7 +173,7 @@ impl VideoDit {
         let residuals = match (&self.net_ctrl, &inputs.hint) {
             (Some(control), Some(hint)) => {
                 let pass = recompute::cut(pass(control.network.time(inputs.times.clone(), config, &mut Tap::off())));
-                control.residuals(x.clone(), hint.clone(), padding, &pass, config, tap)
+                control.residuals(x.clone(), hint.clone().cast(dtype), padding, &pass, config, tap)
             }
             _ => Vec::new(),
         };

@@ -1,4 +1,4 @@
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 
 use super::*;
 use crate::weights::{collect, to_safetensors};
@@ -136,4 +136,17 @@ fn files_with_and_without_a_branch_load() {
     assert_eq!(written(&base).unwrap().config().control_blocks, 0);
     let error = written(&base[..base.len() - 1]).unwrap_err().to_string();
     assert!(error.contains("1 missing"), "{error}");
+}
+
+#[test]
+fn bf16_keeps_what_its_bits_can_hold() {
+    let dit = shaken(&config());
+    let (conditions, x, context) = (conditions(1, true), latents(), random([1, 5, 96]));
+    let clean = |arithmetic| {
+        let denoiser = Denoiser::new(&dit, conditions.clone()).unwrap().computing_in(arithmetic);
+        denoiser.clean(x.clone(), &[2.0], context.clone()).unwrap()
+    };
+    let (wide, short) = (clean(DType::F32), clean(DType::BF16));
+    let difference: f32 = ((short - wide.clone()).abs().mean() / wide.abs().mean()).into_scalar();
+    assert!(difference > 0.0 && difference < 0.02, "{difference}");
 }

@@ -47,7 +47,8 @@ impl QFormer {
     pub(super) fn forward(&self, h: Tensor<5>, tap: &mut Tap<'_>) -> Tensor<3> {
         let [b, frames, d, height, width] = h.dims();
         let pairs = frames - 1;
-        let positions = self.positions(height, width); // [N, D]
+        let positions = self.positions(height, width).cast(h.dtype()); // [N, D]
+        let queries_at_start = self.act.val().cast(h.dtype());
         tap.see(format_args!("pos_embedding"), || positions.clone().transpose().reshape([d, height, width]));
         let cells = h.permute([0, 1, 3, 4, 2]).reshape([b, frames, height * width, d]);
         let adjacent = vec![cells.clone().narrow(1, 0, pairs), cells.narrow(1, 1, pairs)];
@@ -55,7 +56,7 @@ impl QFormer {
         let keys = values.clone() + positions.repeat_dim(0, 2).unsqueeze();
 
         let queries = self.act.dims()[0];
-        let mut q = self.act.val().unsqueeze::<3>().expand([b * pairs, queries, d]);
+        let mut q = queries_at_start.unsqueeze::<3>().expand([b * pairs, queries, d]);
         for (index, layer) in self.layers.iter().enumerate() {
             q = layer.forward(q, keys.clone(), values.clone());
             for pair in 0..pairs {

@@ -1,4 +1,4 @@
-use burn::tensor::{Distribution, Tolerance};
+use burn::tensor::{DType, Distribution, Tolerance};
 use tempfile::TempDir;
 
 use super::*;
@@ -161,4 +161,17 @@ fn the_tiny_preset_fits_into_the_repository_and_loads_with_its_own_configuration
     assert!(size_bytes < 6_000_000, "{size_bytes}");
     let loaded = Dldm::load(&Weights::open(&path).unwrap(), &Device::flex()).unwrap();
     assert_eq!(*loaded.config(), config);
+}
+
+#[test]
+fn bf16_keeps_what_its_bits_can_hold() {
+    let dldm = Dldm::new(&small(), &Device::flex(), 3).unwrap();
+    let x = clip([1, 3, 9, 16, 32], 2);
+    let (wide, short) = (dldm.encode(x.clone()).unwrap(), dldm.encode(x.cast(DType::BF16)).unwrap());
+    let apart = |a: Tensor<5>, b: Tensor<5>| -> f32 {
+        ((a.cast(DType::F32) - b.clone()).abs().mean() / b.abs().mean()).into_scalar()
+    };
+    let difference = apart(short.h, wide.h);
+    assert!(difference > 0.0 && difference < 0.02, "{difference}");
+    assert_eq!(short.indices.dims(), wide.indices.dims());
 }

@@ -1,4 +1,4 @@
-use burn::tensor::{Distribution, Tolerance};
+use burn::tensor::{DType, Distribution, Tolerance};
 use tempfile::TempDir;
 
 use super::*;
@@ -107,4 +107,19 @@ fn the_tiny_preset_fits_into_the_repository_and_loads_with_its_own_configuration
     assert!(size_bytes < 6_000_000, "{size_bytes}");
     let loaded = Vae::load(&Weights::open(&path).unwrap(), &Device::flex()).unwrap();
     assert_eq!(loaded.config(), vae.config());
+}
+
+#[test]
+fn bf16_keeps_what_its_bits_can_hold() {
+    let vae = Vae::new(&small(), &Device::flex(), 5).unwrap();
+    let x = clip([1, 3, 9, 16, 16], 3);
+    let latents = vae.encode(x.clone()).unwrap();
+    let short = vae.encode(x.cast(DType::BF16)).unwrap();
+    assert_eq!(short.dtype(), DType::BF16);
+    let apart = |a: Tensor<5>, b: Tensor<5>| -> f32 { ((a - b.clone()).abs().mean() / b.abs().mean()).into_scalar() };
+    let difference = apart(short.clone().cast(DType::F32), latents.clone());
+    assert!(difference > 0.0 && difference < 0.02, "latents: {difference}");
+    let frames = vae.decode(latents).unwrap();
+    let difference = apart(vae.decode(short).unwrap().cast(DType::F32), frames);
+    assert!(difference > 0.0 && difference < 0.04, "frames: {difference}");
 }
