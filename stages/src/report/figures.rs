@@ -14,7 +14,7 @@ use crate::autoregressor::Autoregressor;
 use crate::baselines::Baselines;
 use crate::export::split_id;
 use crate::scenes::Scenes;
-use crate::training::is_held_out;
+use crate::training::fold;
 
 /// One number.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,7 +132,8 @@ pub(super) fn foretelling(scenes: &Scenes, ar: &Autoregressor, device: &Device) 
     ])
 }
 
-/// Whether codes tell true motion: R^2 of `states` on held-out videos.
+/// Whether codes tell true motion: R^2 of `states`. Videos are split into `one_in` parts, and each is judged by a map that
+/// was fitted on the others.
 pub(super) fn motion(
     codes: &dyn Rows,
     clips: &dyn Rows,
@@ -141,23 +142,24 @@ pub(super) fn motion(
     one_in: u64,
 ) -> Result<Vec<Figure>, StageError> {
     let spans: BTreeMap<&str, usize> = (0..clips.len()).map(|index| (clips.id(index), index)).collect();
-    let (mut train, mut held) = (Vec::new(), Vec::new());
+    let mut folds: BTreeMap<u64, Vec<Sample>> = BTreeMap::new();
     for index in 0..codes.len() {
         let id = codes.id(index);
         let video = split_id(id).0;
         let (Some(episode), Some(&clip)) = (episodes::of_video(episodes, video), spans.get(id)) else { continue };
         let (row, clip) = (codes.row(index)?, clips.row(clip)?);
         let (code, frames) = (Codes::view(&row)?.code(0), Clips::view(&clip)?.clip(0).frames);
-        let samples = if is_held_out(video, one_in) { &mut held } else { &mut train };
-        samples.extend(samples_of(&code.codes, &code.levels, usize::from(code.queries), &frames, episode, states)?);
+        let samples = samples_of(&code.codes, &code.levels, usize::from(code.queries), &frames, episode, states)?;
+        folds.entry(fold(video, one_in.max(2))).or_default().extend(samples);
     }
-    let Some(found) = r_squared(&train, &held) else { return Ok(Vec::new()) };
+    let folds: Vec<Vec<Sample>> = folds.into_values().collect();
+    let Some(found) = r_squared(&folds) else { return Ok(Vec::new()) };
     let mean = found.iter().sum::<f64>() / found.len() as f64;
     let each =
         found.iter().zip(states).map(|(value, state)| figure("motion", &format!("state {state}"), "r_squared", *value));
     let counts = [
-        figure("motion", "", "pairs", train.len() as f64),
-        figure("motion", "", "held_out_pairs", held.len() as f64),
+        figure("motion", "", "pairs", folds.iter().map(Vec::len).sum::<usize>() as f64),
+        figure("motion", "", "folds", folds.len() as f64),
         figure("motion", "", "r_squared", mean),
     ];
     Ok(counts.into_iter().chain(each).collect())

@@ -64,7 +64,7 @@ fn places() -> Vec<usize> {
 
 impl Stage for Report {
     const KIND: &'static str = "report";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "all evaluations, and what is known of codes, to one table";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[

@@ -8,7 +8,7 @@ use super::figures::{Figure, METHODS};
 const GROUPS: [(&str, &str); 3] = [
     ("codes", "Codes"),
     ("ar", "Next code, on held-out videos"),
-    ("motion", "True motion from codes, on held-out videos"),
+    ("motion", "True motion from codes, each video by a map fitted on others"),
 ];
 
 /// A table: its title, its head, its rows.

@@ -66,8 +66,13 @@ impl<'a> ClipReader<'a> {
 
 /// Whether a video is the one of `one_in` that is held out.
 pub(crate) fn is_held_out(video: &str, one_in: u64) -> bool {
+    fold(video, one_in) == 0
+}
+
+/// The part of a split into `count` parts that a video falls into, by a hash of its name.
+pub(crate) fn fold(video: &str, count: u64) -> u64 {
     let hash = Hash::of_bytes(video.as_bytes());
-    u64::from_le_bytes(hash.0[..8].try_into().expect("a hash has 32 bytes")).is_multiple_of(one_in)
+    u64::from_le_bytes(hash.0[..8].try_into().expect("a hash has 32 bytes")) % count
 }
 
 /// Splits row indices into training and held-out ones: of every `one_in` videos, chosen by a hash of the video's name,

@@ -29,7 +29,7 @@ mod plot;
 
 mod ways;
 
-pub(crate) use clips::{ClipReader, held_out, is_held_out};
+pub(crate) use clips::{ClipReader, fold, held_out, is_held_out};
 pub(crate) use held_out::HeldOut;
 pub(crate) use listening::Listening;
 pub(crate) use optimizer::OptimizerParams;
