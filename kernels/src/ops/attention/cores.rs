@@ -12,7 +12,7 @@ use cubecl::client::Client;
 use cubecl::features::MmaConfig;
 use cubecl::prelude::*;
 
-use super::cube::{Bounds, NEVER, Sizes, exp2, limit, log2, sees};
+use super::cube::{Bounds, NEVER, Sizes, exp2, limit, log2};
 
 /// A name that the macro takes for a type.
 type Tf32 = tf32;
@@ -58,12 +58,12 @@ impl Cut {
         self.planes * PLANE
     }
 
-    /// Bytes of a cube's memory for operands of `resident` x [`Cut::rows`] and `passing` x [`TILE`] rows, and for the scores
-    /// and weights of as many products as each has.
+    /// Bytes of a cube's memory for operands of `resident` x [`Cut::rows`] and `passing` x [`TILE`] rows, for the scores and
+    /// weights of as many products as each has, and for a few values per unit and per row of a tile.
     fn bytes(&self, scores: usize, weights: usize, resident: usize, passing: usize) -> usize {
         let values = if self.fine { 2 } else { 1 };
         let operands = (resident * self.rows() + passing * TILE) * self.step() * values;
-        4 * (operands + self.rows() * STEP * (scores + weights * values) + 2 * self.units())
+        4 * (operands + self.rows() * STEP * (scores + weights * values) + 2 * self.units() + 3 * TILE)
     }
 }
 
@@ -352,6 +352,18 @@ fn store(
     }
 }
 
+/// Whether a query that sees the keys below `limit` meets one, as [`super::cube::sees`].
+#[cube]
+fn meets(limit: usize, key: usize, real: &[f32], marks: usize, bounds: &Bounds, #[comptime] sizes: Sizes) -> bool {
+    let mut seen = key < bounds.keys as usize && (key < limit || key >= bounds.rest as usize);
+    if comptime!(sizes.marked) {
+        if seen {
+            seen = real[marks + key] != 0.0f32;
+        }
+    }
+    seen
+}
+
 /// As [`super::cube::forward`].
 #[cube(launch)]
 pub(super) fn forward_on_tensor_cores(
@@ -392,6 +404,7 @@ pub(super) fn forward_on_tensor_cores(
     // Of the unit's half of the row.
     let mut sum = select(place.half == 0, bounds.zeros, 0.0f32);
     let last = limit(start + count - 1, &bounds);
+    let (inside, own) = (row < count, limit(query, &bounds));
     rows.fill(q, q_start, count, block_rows, cut);
 
     for tile_index in 0..m.div_ceil(TILE) {
@@ -406,9 +419,14 @@ pub(super) fn forward_on_tensor_cores(
             sync_plane();
             let mut top = NEVER.runtime();
             for turn in 0..comptime!(TILE / 2) {
-                if sees(query, first + place.column(turn), real, batch * m, &bounds, sizes) {
-                    top = f32::max(top, scores[place.score(turn)] * bounds.scale);
+                let at = place.score(turn);
+                // Those out of sight are as far away as can be.
+                let mut found = f32::NEG_INFINITY.runtime();
+                if inside && meets(own, first + place.column(turn), real, batch * m, &bounds, cut.sizes) {
+                    found = scores[at] * bounds.scale;
                 }
+                scores[at] = found;
+                top = f32::max(top, found);
             }
             tops[UNIT_POS as usize] = top;
             sync_plane();
@@ -419,13 +437,6 @@ pub(super) fn forward_on_tensor_cores(
             for other in 0..PLANE {
                 growth = f32::max(growth, growths[place.plane * PLANE + other]);
             }
-            for turn in 0..comptime!(TILE / 2) {
-                let at = place.score(turn);
-                // Those out of sight are as far away as can be.
-                if !sees(query, first + place.column(turn), real, batch * m, &bounds, sizes) {
-                    scores[at] = -f32::INFINITY;
-                }
-            }
             let mut by = 1.0f32;
             if growth > GROWTH {
                 let new = f32::max(largest, top);
@@ -435,7 +446,7 @@ pub(super) fn forward_on_tensor_cores(
             }
             for turn in 0..comptime!(TILE / 2) {
                 let at = place.score(turn);
-                let weight = exp2(scores[at] * bounds.scale - largest);
+                let weight = exp2(scores[at] - largest);
                 sum += weight;
                 weights.put(at, weight, cut);
             }
@@ -515,6 +526,7 @@ pub(super) fn backward_queries_on_tensor_cores(
         row_inner = inner[all_heads * n + query];
     }
     let last = limit(start + count - 1, &bounds);
+    let (inside, own) = (row < count, limit(query, &bounds));
     rows.fill(q, q_start, count, block_rows, cut);
     row_grads.fill(grad, q_start, count, block_rows, cut);
 
@@ -533,7 +545,7 @@ pub(super) fn backward_queries_on_tensor_cores(
             for turn in 0..comptime!(TILE / 2) {
                 let at = place.score(turn);
                 let mut slope = 0.0f32;
-                if sees(query, first + place.column(turn), real, batch * m, &bounds, sizes) {
+                if inside && meets(own, first + place.column(turn), real, batch * m, &bounds, cut.sizes) {
                     slope = exp2(scores[at] * bounds.scale - row_sum) * (products[at] - row_inner);
                 }
                 slopes.put(at, slope, cut);
@@ -593,6 +605,10 @@ pub(super) fn backward_keys_on_tensor_cores(
     let mut products = Shared::<[f32]>::new_slice(comptime!(cut.rows() * STEP));
     let mut weights = Operand::new(comptime!(cut.rows() * STEP), cut);
     let mut slopes = Operand::new(comptime!(cut.rows() * STEP), cut);
+    // Of the queries that pass: the sum of their rows, the product of result and gradient, and the keys in sight.
+    let mut query_sums = Shared::<[f32]>::new_slice(comptime!(TILE));
+    let mut query_inner = Shared::<[f32]>::new_slice(comptime!(TILE));
+    let mut query_limits = Shared::<[u32]>::new_slice(comptime!(TILE));
     let of_keys = zeros(comptime!(cut.squares()));
     let of_values = zeros(comptime!(cut.squares()));
     rows.fill(k, key_start, count, block_rows, cut);
@@ -608,18 +624,24 @@ pub(super) fn backward_keys_on_tensor_cores(
                 sync_cube();
                 queries.fill(q, q_start, passing, TILE, cut);
                 grads.fill(grad, q_start, passing, TILE, cut);
+                let unit = UNIT_POS as usize;
+                if unit < passing {
+                    query_sums[unit] = sums[all_heads * n + first + unit];
+                    query_inner[unit] = inner[all_heads * n + first + unit];
+                    query_limits[unit] = limit(first + unit, &bounds) as u32;
+                }
                 sync_cube();
                 score(&rows, &queries, &mut scores, &place, &bounds, cut);
                 score(&row_values, &grads, &mut products, &place, &bounds, cut);
                 sync_plane();
                 for turn in 0..comptime!(TILE / 2) {
-                    let (at, query) = (place.score(turn), first + place.column(turn));
+                    let (at, query) = (place.score(turn), place.column(turn));
                     let mut weight = 0.0f32;
                     let mut slope = 0.0f32;
-                    if sees(query, key, real, batch * m, &bounds, sizes) {
-                        let of_row = all_heads * n + query;
-                        weight = exp2(scores[at] * bounds.scale - sums[of_row]);
-                        slope = weight * (products[at] - inner[of_row]);
+                    if query < passing && meets(query_limits[query] as usize, key, real, batch * m, &bounds, cut.sizes)
+                    {
+                        weight = exp2(scores[at] * bounds.scale - query_sums[query]);
+                        slope = weight * (products[at] - query_inner[query]);
                     }
                     weights.put(at, weight, cut);
                     slopes.put(at, slope, cut);

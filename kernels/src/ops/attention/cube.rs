@@ -182,14 +182,7 @@ pub(super) fn limit(query: usize, bounds: &Bounds) -> usize {
 }
 
 #[cube]
-pub(super) fn sees(
-    query: usize,
-    key: usize,
-    real: &[f32],
-    marks: usize,
-    bounds: &Bounds,
-    #[comptime] sizes: Sizes,
-) -> bool {
+fn sees(query: usize, key: usize, real: &[f32], marks: usize, bounds: &Bounds, #[comptime] sizes: Sizes) -> bool {
     let inside = query < bounds.queries as usize && key < bounds.keys as usize;
     let mut seen = inside && (key < limit(query, bounds) || key >= bounds.rest as usize);
     if comptime!(sizes.marked) {
