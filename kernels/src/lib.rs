@@ -35,6 +35,7 @@ pub use ops::cross_entropy::cross_entropy;
 pub use ops::frame_norm::frame_norm;
 pub use ops::fsq::{fsq, fsq_bound, fsq_codes_to_indices, fsq_dequantise, fsq_indices};
 pub use ops::gate::gated;
+pub use ops::gelu::gelu;
 pub use ops::haar::{HaarFront, haar_cells, haar_frames};
 pub use ops::norm::{layer_norm, modulate, rms_norm};
 pub use ops::picture::{
@@ -60,6 +61,7 @@ pub static KERNELS: &[Kernel] = &[
     ops::gate::KERNEL,
     ops::rotary::KERNEL,
     ops::swiglu::KERNEL,
+    ops::gelu::KERNEL,
     ops::sample::KERNEL,
 ];
 

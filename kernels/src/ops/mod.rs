@@ -8,6 +8,7 @@ pub mod cross_entropy;
 pub mod frame_norm;
 pub mod fsq;
 pub mod gate;
+pub mod gelu;
 pub mod haar;
 pub mod norm;
 pub mod picture;

@@ -4,10 +4,10 @@
 //! the third axis.
 
 use burn::module::Module;
-use burn::tensor::activation::{gelu, silu};
+use burn::tensor::activation::silu;
 use burn::tensor::{DType, Tensor, TensorData};
 use half::bf16;
-use vw2_kernels::{Sight, attention};
+use vw2_kernels::{Sight, attention, gelu};
 
 use super::config::DitConfig;
 use crate::nn::{Init, Linear, RmsNorm, Rotary, Tap};
