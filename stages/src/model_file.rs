@@ -20,7 +20,7 @@ type Load<M> = fn(&Weights, &Device) -> Result<M, StageError>;
 pub enum Arithmetic {
     #[default]
     F32,
-    /// As upstream's models: twice as fast on tensor cores and half the memory, with 8 bits of each value. Slower on a CPU.
+    /// As upstream's models, with 8 bits of each value: one product on tensor cores where f32 takes three.
     Bf16,
 }
 
@@ -73,6 +73,10 @@ impl<M> ModelFile<M> {
         let weights = Weights::open(path)?;
         self.loaded = Some((content, (self.load)(&weights, &self.device)?));
         Ok(())
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Whether a file is given or a checkpoint connected.

@@ -2,6 +2,7 @@
 //!
 //! Cost of a 17 x 64 x 64 clip at the tiny width: about 0.2 MB in, 20 kB out.
 
+use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 use vw2_data::{Frames, Latents};
 use vw2_engine::stage::{Context, InputFile, Needs, Operator, Output, Port, Stage, StageError, Table, Unit};
@@ -37,13 +38,14 @@ impl Stage for Encode {
 
     fn open(&self, ctx: &Context) -> Result<Box<dyn Operator>, StageError> {
         let vae = ModelFile::new(ctx, self.weights.as_ref(), "vae", |weights, device| Ok(Vae::load(weights, device)?))?;
-        Ok(Box::new(Encoder { vae, arithmetic: self.arithmetic }))
+        let arithmetic = self.arithmetic.on(vae.device())?;
+        Ok(Box::new(Encoder { vae, arithmetic }))
     }
 }
 
 struct Encoder {
     vae: ModelFile<Vae>,
-    arithmetic: Arithmetic,
+    arithmetic: DType,
 }
 
 impl Operator for Encoder {
@@ -51,7 +53,7 @@ impl Operator for Encoder {
         for unit in units {
             let (vae, device) = self.vae.get(unit)?;
             let frames = Frames::view(unit.row("frames"))?;
-            let video = model_file::clip_tensor(&frames, device)?.cast(self.arithmetic.on(device)?); // [1, 3, T, H, W]
+            let video = model_file::clip_tensor(&frames, device)?.cast(self.arithmetic); // [1, 3, T, H, W]
             match vae.encode(video) {
                 Ok(latent) => {
                     let [_, c, t, h, w] = latent.dims();

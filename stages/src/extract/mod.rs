@@ -7,6 +7,7 @@
 //! a clip's codes depend on its companions in a batch.
 //! Source: spec sections 3.4, 3.5, 5.9.
 
+use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 use vw2_data::{Code, Codes, Feature, Frames};
 use vw2_engine::stage::{Context, InputFile, Needs, Operator, Output, Port, Stage, StageError, Table, Unit};
@@ -44,13 +45,14 @@ impl Stage for Extract {
     fn open(&self, ctx: &Context) -> Result<Box<dyn Operator>, StageError> {
         let dldm =
             ModelFile::new(ctx, self.weights.as_ref(), "dldm", |weights, device| Ok(Dldm::load(weights, device)?))?;
-        Ok(Box::new(Extractor { dldm, arithmetic: self.arithmetic }))
+        let arithmetic = self.arithmetic.on(dldm.device())?;
+        Ok(Box::new(Extractor { dldm, arithmetic }))
     }
 }
 
 struct Extractor {
     dldm: ModelFile<Dldm>,
-    arithmetic: Arithmetic,
+    arithmetic: DType,
 }
 
 impl Operator for Extractor {
@@ -74,7 +76,7 @@ impl Extractor {
     /// The inner result is the clip's: `Err` says why the model cannot take it.
     fn extract(&mut self, unit: &Unit, frames: &Frames<'_>) -> Result<Result<Code, String>, StageError> {
         let (dldm, device) = self.dldm.get(unit)?;
-        let video = model_file::clip_tensor(frames, device)?.cast(self.arithmetic.on(device)?); // [1, 3, T, H, W]
+        let video = model_file::clip_tensor(frames, device)?.cast(self.arithmetic); // [1, 3, T, H, W]
         let encoded = match dldm.encode(video) {
             Ok(encoded) => encoded,
             Err(error) => return Ok(Err(error.to_string())),

@@ -386,6 +386,15 @@ impl<M: Reconstruct> Reconstructor<M> {
         {
             return Err(format!("`turned` wants square clips; these have {w} x {h} pixels").into());
         }
+        if let [_, h, w] = clips.size
+            && params.shifted >= h.min(w)
+        {
+            return Err(format!(
+                "`shifted` is {}; clips have {w} x {h} pixels, and something has to stay",
+                params.shifted
+            )
+            .into());
+        }
         if let Some(frames) = parts.iter().filter_map(|part| part.frames).find(|frames| *frames > clips.size[0]) {
             return Err(format!("`frames` is {frames}, but clips have {}", clips.size[0]).into());
         }
