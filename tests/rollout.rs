@@ -90,6 +90,20 @@ fn n_clips_give_n_times_their_steps_in_frames() {
 }
 
 #[test]
+fn diffusion_in_bf16_draws_another_picture_and_nearly_the_same() {
+    let project = project("diffusion");
+    project.edit("size = [64", "clips = 1\nsize = [64");
+    let drawn = || media::image::decode(&project.path("out/scene/sheet.png")).unwrap().pixels;
+    project.run(&[]);
+    let wide = drawn();
+    project.edit("guidance = 1.5", "guidance = 1.5, arithmetic = \"bf16\"");
+    assert_eq!(project.run(&[]).count("rollouts", "executed"), 1);
+    let short = drawn();
+    let apart = wide.iter().zip(&short).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / wide.len() as f64;
+    assert!(wide.len() == short.len() && (0.01..3.0).contains(&apart), "{apart} of 255 levels apart");
+}
+
+#[test]
 fn a_rollout_that_was_killed_goes_on_at_the_clip_it_was_in() {
     let whole = project("diffusion");
     whole.run(&[]);

@@ -135,14 +135,14 @@ fn a_vae_training_that_was_killed_goes_on_bit_for_bit() {
 
 #[test]
 fn a_dldm_training_that_was_killed_goes_on_bit_for_bit() {
-    let phases = "[[stage.model.phases]]\nsteps = 7\nmotion_weight = 4.0\noptimizer = { accumulate = 2 }\n\
+    let phases = "[[stage.model.phases]]\nsteps = 7\nmotion_weight = 4.0\nshifted = 3\noptimizer = { accumulate = 2 }\n\
                   [[stage.model.phases]]\nsteps = 9\noptimizer = { recompute = true, groups = [{ names = \"encoder.qformer_ldm.*\", rate = 3.0 }] }";
     check_killed("train-dldm", phases);
 }
 
 #[test]
 fn a_dit_training_that_was_killed_goes_on_bit_for_bit() {
-    check_killed("train-dit", "steps = 16\nchecks = 3");
+    check_killed("train-dit", "steps = 16\nchecks = 3\nbackwards = true\nmirrored = true\nturned = true");
 }
 
 #[test]

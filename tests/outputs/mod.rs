@@ -80,6 +80,11 @@ input = "frames"
 preset = "tiny"
 steps = 1
 minibatch = 1
+backwards = true
+mirrored = true
+turned = true
+shifted = 8
+learn = {{ stills = 1.0, cells = 1.0, changes = 1.0, motion = 1.0 }}
 path = "out/dldm"
 [stage.dit]
 kind = "train-dit"
@@ -88,6 +93,7 @@ weights = {{ vae = {vae}, dldm = {dldm} }}
 preset = "tiny"
 steps = 1
 minibatch = 1
+shifted = 8
 path = "out/dit"
 [stage.joint]
 kind = "train-joint"

@@ -26,7 +26,7 @@ use crate::mixing::{self, Mix};
 use crate::model_file::ModelFile;
 use crate::tables;
 use crate::training::{
-    Check, ClipReader, Course, Curve, Draw, Lesson, Losses, OptimizerParams, Phase, Publication, Upkeep,
+    Check, ClipReader, Course, Curve, Draw, Lesson, Losses, OptimizerParams, Phase, Publication, Upkeep, Ways,
     connected_weights, held_out, parent_weights, plot_svg, publish, train,
 };
 use examples::{Examples, Minibatch};
@@ -58,6 +58,19 @@ pub struct TrainDit {
     /// How often clips of each sub-dataset are seen; left out, every clip counts alike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mix: Option<Mix>,
+    /// Half of the training clips run backwards, as in `train-dldm`; the model then learns from what the dLDM makes of such ones.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backwards: bool,
+    /// Training clips are mirrored by chance, from left to right and from top to bottom.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mirrored: bool,
+    /// Training clips are turned by a quarter by chance, which wants square ones.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub turned: bool,
+    /// Training clips are shifted by up to so many pixels along each axis, by chance; no example is kept then, so each step
+    /// encodes its clips anew.
+    #[serde(default, skip_serializing_if = "crate::training::is_none")]
+    pub shifted: usize,
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
@@ -171,11 +184,15 @@ impl Trainer {
         let (params, ctx) = (self.params.clone(), self.ctx.clone());
         let table = unit.table("frames").expect("the plan connects required ports");
         let clips = ClipReader::new(table, 0)?;
+        let TrainDit { backwards, mirrored, turned, shifted, .. } = params;
+        let ways = Ways { backwards, mirrored, turned, shifted };
+        ways.check([clips.size[1], clips.size[2]])?;
         let (train_rows, held) = held_out(table, 10);
         let (dldm, _) = self.dldm.get(unit)?;
         let (vae, device) = self.vae.get(unit)?;
-        let mut examples = Examples::new(vae, dldm, device, clips, params.dldm_size, ctx.memory_bytes / 2);
-        let held = examples.minibatch(&held[..held.len().min(32)])?;
+        let mut examples = Examples::new(vae, dldm, device, clips, params.dldm_size, ways, ctx.memory_bytes / 2);
+        let held: Vec<_> = held.iter().take(32).map(|&row| (row, None)).collect();
+        let held = examples.minibatch(&held)?;
 
         let autodiff = device.clone().autodiff();
         let model = first_model(&params, &ctx, unit, dldm.config().dit_dim, &autodiff)?;
@@ -235,9 +252,11 @@ impl Lesson for Denoising<'_> {
     const KEPT_BY: Option<&'static str> = Some(HELD_OUT);
 
     fn losses(&mut self, model: &VideoDit, draw: Draw) -> Result<Losses, StageError> {
-        let picks = self.picks(draw);
-        let minibatch = self.examples.minibatch(&picks)?;
         let seed = mix(self.params.seed, draw.number);
+        let chance = |place: usize| mix(!self.params.seed, draw.number << 16 | place as u64);
+        let picks = self.picks(draw).into_iter().enumerate().map(|(place, row)| (row, Some(chance(place))));
+        let picks: Vec<_> = picks.collect();
+        let minibatch = self.examples.minibatch(&picks)?;
         let sigmas = flow::sigmas(minibatch.len, minibatch.shape[1], self.params.high_sigma_share, seed);
         let total = flow::loss(model, minibatch.tensors(&self.autodiff), &sigmas, seed)?;
         Ok(Losses { total, parts: Vec::new(), amount: picks.len() as f64 })

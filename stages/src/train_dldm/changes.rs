@@ -10,17 +10,15 @@
 //! on changes it by degrees. Scores have deviation 1 in the training clips; large ones are drawn in by asinh, as most
 //! pairs change little and a few much.
 //!
-//! Components tell motion from rest, but not how far things went: that lies in the *moments* of a change, the sums over the
-//! picture of change times place. Of a thing that moves before an even ground, they are its way times its size and its
-//! contrast, wherever it is; so codes that say them can be read by a linear map. They are taken along the two principal
-//! colours of change: red, green and blue mostly change together, and would say one thing three times. And each is said
-//! twice, half a cell of rounding apart, so that both together tell twice as many steps.
+//! Components tell motion from rest, but not how far things went. That their ways say ([`Places`]), each twice, half a cell of
+//! rounding apart, so that both together tell twice as many steps, and a linear map reads it from the codes.
 
 use burn::tensor::{Device, Tensor, TensorData, module, ops::AvgPoolOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vw2_engine::stage::StageError;
 
+use super::places::Places;
 use crate::model_file::values;
 
 /// Side of the shrunk picture.
@@ -30,19 +28,18 @@ const BLUR: usize = 2;
 /// Rounds of the iteration that finds the components; they are found to 1e-3 long before.
 const ROUNDS: usize = 60;
 
-/// Colours along which moments are taken: the first principal ones.
-const TINTS: usize = 2;
+/// Side of the picture in which things are looked for, at most.
+const FINE: usize = 64;
 /// A quarter of a cell around 0, of a code's number before rounding to five levels: half of 0.5 in the middle of tanh, twice.
 const QUARTER: f32 = 0.125;
 
-/// The principal components of change in some clips, and the moments of it.
+/// The principal components of change in some clips, and the things that move in them.
 pub(crate) struct Changes {
     /// `[1, 1, P]` with P = 3 x 16 x 16.
     mean: Tensor<3>,
     /// `[1, P, N]`, each column divided by the deviation of its score.
     components: Tensor<3>,
-    /// `[1, P, M]`, likewise, M = 4: by colour, along x and along y.
-    moments: Tensor<3>,
+    places: Places,
 }
 
 impl Changes {
@@ -55,63 +52,80 @@ impl Changes {
         count: usize,
         device: &Device,
     ) -> Result<Changes, StageError> {
-        let mut rows = Vec::new();
+        let (mut rows, mut seen) = (Vec::new(), Vec::new());
+        let mut size = [0, 0];
         for clip in clips {
-            rows.extend(values(changes(clip?)).chunks_exact(3 * SIDE * SIDE).map(<[f32]>::to_vec));
+            let pictures = pictures(clip?);
+            rows.extend(values(changes(pictures.clone())).chunks_exact(3 * SIDE * SIDE).map(<[f32]>::to_vec));
+            let (picture, [h, w]) = fine(pictures);
+            seen.push(picture);
+            size = [h, w];
         }
         let mean = mean(&rows);
         for row in &mut rows {
             row.iter_mut().zip(&mean).for_each(|(value, mean)| *value -= mean);
         }
         let found = components(&rows, count);
-        if found.is_empty() {
+        let places = if found.is_empty() { None } else { Places::of(&seen, size, device) };
+        let Some(places) = places else {
             return Err("nothing changes in the training clips: there is no motion to learn codes of".into());
-        }
-        let size = mean.len();
-        let columns = |of: &[Vec<f32>]| {
-            let columns: Vec<f32> = (0..size).flat_map(|place| of.iter().map(move |column| column[place])).collect();
-            Tensor::from_data(TensorData::new(columns, [1, size, of.len()]), device)
         };
-        let (components, moments) = (columns(&found), columns(&moments(&rows)));
-        let mean = Tensor::from_data(TensorData::new(mean, [1, 1, size]), device);
-        Ok(Changes { mean, components, moments })
+        let values = mean.len();
+        let columns: Vec<f32> = (0..values).flat_map(|at| found.iter().map(move |column| column[at])).collect();
+        let components = Tensor::from_data(TensorData::new(columns, [1, values, found.len()]), device);
+        let mean = Tensor::from_data(TensorData::new(mean, [1, 1, values]), device);
+        Ok(Changes { mean, components, places })
     }
 
     /// `[B, 3, T, H, W] -> [B, K-1, 2 M]`.
     pub(crate) fn motion(&self, clip: Tensor<5>) -> Tensor<3> {
-        let moments = self.along(clip, &self.moments);
-        Tensor::cat(vec![moments.clone() + QUARTER, moments - QUARTER], 2)
+        let (pictures, size) = fine(pictures(clip));
+        let ways = self.places.ways(pictures, size);
+        Tensor::cat(vec![ways.clone() + QUARTER, ways - QUARTER], 2)
     }
 
     /// `[B, 3, T, H, W] -> [B, K-1, N]`.
     pub(crate) fn scores(&self, clip: Tensor<5>) -> Tensor<3> {
-        self.along(clip, &self.components)
-    }
-
-    fn along(&self, clip: Tensor<5>, columns: &Tensor<3>) -> Tensor<3> {
-        let changes = changes(clip);
+        let changes = changes(pictures(clip));
         let b = changes.dims()[0];
-        let scores = (changes - self.mean.clone()).matmul(columns.clone().repeat_dim(0, b));
-        // asinh, of the size and then with the sign, so that large negative scores do not cancel.
-        let size = scores.clone().abs();
-        let drawn_in = (size.clone() + (size.square() + 1.0).sqrt()).log();
-        drawn_in * scores.sign()
+        drawn_in((changes - self.mean.clone()).matmul(self.components.clone().repeat_dim(0, b)))
     }
 }
 
-/// `[B, 3, T, H, W] -> [B, K-1, P]`.
-fn changes(clip: Tensor<5>) -> Tensor<3> {
+/// asinh, of the size and then with the sign, so that large negative numbers do not cancel.
+pub(super) fn drawn_in(scores: Tensor<3>) -> Tensor<3> {
+    let size = scores.clone().abs();
+    (size.clone() + (size.square() + 1.0).sqrt()).log() * scores.sign()
+}
+
+/// Frames 0, 4, 8, …, the last that each latent frame stands for: `[B, 3, T, H, W] -> [B, K, 3, H, W]`.
+fn pictures(clip: Tensor<5>) -> Tensor<5> {
     let [b, colours, t, h, w] = clip.dims();
     let frames = 1 + (t - 1) / 4;
-    // Frames 0, 4, 8, …: the first, and the last of each group of four.
     let last = clip.clone().narrow(2, 1, t - 1).reshape([b, colours, frames - 1, 4, h * w]).narrow(3, 3, 1);
     let first = clip.narrow(2, 0, 1).reshape([b, colours, 1, 1, h * w]);
-    let pictures = Tensor::cat(vec![first, last], 2).reshape([b * colours, frames, h, w]);
-    let mut small = module::adaptive_avg_pool2d(pictures, [SIDE, SIDE]);
+    Tensor::cat(vec![first, last], 2).swap_dims(1, 2).reshape([b, frames, colours, h, w])
+}
+
+/// `[B, K, 3, H, W] -> [B, K, 3, P]`, and the size of such a picture: no more than a thing's place asks for.
+fn fine(pictures: Tensor<5>) -> (Tensor<4>, [usize; 2]) {
+    let [b, k, colours, h, w] = pictures.dims();
+    let size = [h.min(FINE), w.min(FINE)];
+    let small = if size == [h, w] {
+        pictures.reshape([b * k, colours, h, w])
+    } else {
+        module::adaptive_avg_pool2d(pictures.reshape([b * k, colours, h, w]), size)
+    };
+    (small.reshape([b, k, colours, size[0] * size[1]]), size)
+}
+
+/// `[B, K, 3, H, W] -> [B, K-1, P]`.
+fn changes(pictures: Tensor<5>) -> Tensor<3> {
+    let [b, frames, colours, h, w] = pictures.dims();
+    let mut small = module::adaptive_avg_pool2d(pictures.reshape([b * frames, colours, h, w]), [SIDE, SIDE]);
     for _ in 0..BLUR {
         small = module::avg_pool2d(small, AvgPoolOptions::new([3, 3]).with_stride([1, 1]).with_padding([1, 1]));
     }
-    let small = small.reshape([b, colours, frames, SIDE * SIDE]).swap_dims(1, 2);
     let small = small.reshape([b, frames, colours * SIDE * SIDE]);
     small.clone().narrow(1, 1, frames - 1) - small.narrow(1, 0, frames - 1)
 }
@@ -122,41 +136,6 @@ fn mean(rows: &[Vec<f32>]) -> Vec<f32> {
         sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
     }
     sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
-}
-
-/// For each principal colour and axis the places of pixels, from -1 to 1, by how much of that colour each channel has;
-/// divided by the deviation of the rows along it.
-fn moments(rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    let place = |at: usize| (2 * at + 1) as f32 / SIDE as f32 - 1.0;
-    let tints = tints(rows);
-    let of = |(tint, axis): (&Vec<f32>, usize)| {
-        let places = (0..3 * SIDE * SIDE).map(|pixel| {
-            let along = if axis == 0 { pixel % SIDE } else { pixel / SIDE % SIDE };
-            tint[pixel / (SIDE * SIDE)] * place(along)
-        });
-        let places: Vec<f32> = places.collect();
-        let along = |row: &Vec<f32>| row.iter().zip(&places).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-        let variance = rows.iter().map(|row| along(row).powi(2)).sum::<f64>() / rows.len().max(1) as f64;
-        let scale = if variance > 1e-12 { variance.sqrt().recip() as f32 } else { 0.0 };
-        places.into_iter().map(|place| place * scale).collect()
-    };
-    tints.iter().flat_map(|tint| (0..2).map(move |axis| (tint, axis))).map(of).collect()
-}
-
-/// The directions of colour along which pixels change most, at most [`TINTS`]; their lengths mean nothing.
-fn tints(rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    let plane = SIDE * SIDE;
-    let together = |a: usize, b: usize| -> f32 {
-        let of_row = |row: &Vec<f32>| dot32(&row[a * plane..][..plane], &row[b * plane..][..plane]);
-        (rows.iter().map(of_row).sum::<f64>() / (rows.len().max(1) * plane) as f64) as f32
-    };
-    // A symmetric matrix and the sum of its rows' squares have the same principal directions.
-    let covariance: Vec<Vec<f32>> = (0..3).map(|a| (0..3).map(|b| together(a, b)).collect()).collect();
-    components(&covariance, TINTS)
-}
-
-fn dot32(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum()
 }
 
 /// The first `count` principal components of centred rows, each divided by the deviation of the rows along it; fewer
@@ -252,23 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn moments_tell_how_far_a_thing_went_wherever_it_is() {
+    fn motion_is_said_twice_half_a_cell_apart() {
         let device = Device::flex();
         let clips = || (0..24).map(|i| Ok(jump(4 + 4 * (i % 4), 4 + 3 * (i % 6), i % 5)));
         let changes = Changes::of(&mut clips(), 4, &device).unwrap();
-        let along_x = |x, y, dx| {
-            let said = values(changes.motion(jump(x, y, dx)));
-            assert_eq!(said.len(), 2 * 2, "the square is white, so there is one colour of change");
-            assert!((said[0] - said[2] - 2.0 * QUARTER).abs() < 1e-5, "{said:?}");
-            ((said[0] + said[2]) / 2.0).sinh()
-        };
-        let one = along_x(8, 8, 4) - along_x(8, 8, 0);
-        assert!(one.abs() > 0.3, "{one}");
-        for (x, y, dx) in [(4, 8, 4), (12, 20, 4), (8, 12, 8), (16, 4, 2), (8, 8, 0)] {
-            let wanted = one * dx as f32 / 4.0;
-            let found = along_x(x, y, dx) - along_x(8, 8, 0);
-            assert!((found - wanted).abs() < 0.02 * one.abs(), "{x}, {y}, {dx}: {found}, not {wanted}");
-        }
+        let said = values(changes.motion(jump(8, 8, 4)));
+        let (once, again) = said.split_at(said.len() / 2);
+        assert!(once.iter().zip(again).all(|(a, b)| (a - b - 2.0 * QUARTER).abs() < 1e-6), "{said:?}");
+        assert!((once[0] - QUARTER).abs() > 0.3, "{said:?}");
     }
 
     #[test]

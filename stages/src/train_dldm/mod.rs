@@ -3,10 +3,10 @@
 //! Encoder, Q-Former, quantizer (straight through) and coarse decoder learn together; the connector to the DiT gets no
 //! gradient and keeps its first values.
 //! Metrics show a collapse while it happens: codes in use, their perplexity, and the shuffled-codes gap.
-//! Source: spec section 7.2. Differs: the perceptual term is left out (spec 3.7), as its VGG weights are not shipped.
+//! Source: spec section 7.2, and 3.7 for the perceptual term, which wants VGG-16's weights: they are not shipped.
 
 mod changes;
-
+mod places;
 mod pupil;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -30,7 +30,7 @@ pub struct TrainDldm(pub Reconstruction);
 
 impl Stage for TrainDldm {
     const KIND: &'static str = "train-dldm";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const ABOUT: &'static str = "all frames to a dLDM, trained by reconstruction (warm-up)";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] =
@@ -63,16 +63,16 @@ impl Stage for TrainDldm {
     }
 }
 
-/// How far the first numbers of each pair's codes, before they are rounded, are from what they are to say: the squared error
-/// over the square of the latter. Codes `[B, N, D]`, wanted `[B, pairs, count]`. Where less is wanted than the codes could
-/// say, the last numbers are left alone; where more, its last ones.
-fn said_wrong(codes: Tensor<3>, wanted: Tensor<3>) -> Tensor<1> {
+/// How far the numbers of each pair's codes from `from` on, before they are rounded, are from what they are to say: the squared
+/// error over the square of the latter. Codes `[B, N, D]`, wanted `[B, pairs, count]`. Where less is wanted than the codes
+/// could say, the last numbers are left alone; where more, its last ones.
+fn said_wrong(codes: Tensor<3>, from: usize, wanted: Tensor<3>) -> Option<Tensor<1>> {
     let [b, pairs, count] = wanted.dims();
     let [_, n, numbers] = codes.dims();
     let each = n / pairs * numbers;
-    let count = count.min(each);
-    let (said, wanted) = (codes.reshape([b, pairs, each]).narrow(2, 0, count), wanted.narrow(2, 0, count));
-    (said - wanted.clone()).square().mean() / wanted.square().mean().add_scalar(1e-6)
+    let count = count.min(each.checked_sub(from)?);
+    let (said, wanted) = (codes.reshape([b, pairs, each]).narrow(2, from, count), wanted.narrow(2, 0, count));
+    Some((said - wanted.clone()).square().mean() / wanted.square().mean().add_scalar(1e-6))
 }
 
 impl Reconstruct for Pupil {
@@ -126,14 +126,18 @@ impl Reconstruct for Pupil {
             drawn.pictures.push(Picture { name: "cells", weight: learn.cells, video, truth: x.clone() });
         }
         if let Some(changes) = guide {
-            let mut say = |name, weight: f64, wanted: Tensor<3>| {
+            let mut said = 0;
+            let mut say = |name, weight: f64, wanted: &dyn Fn(Tensor<5>) -> Tensor<3>| {
                 if weight > 0.0 {
-                    let wanted = Tensor::from_inner(wanted);
-                    drawn.penalties.push((name, said_wrong(encoded.query.clone(), wanted).mul_scalar(weight)));
+                    let wanted = Tensor::from_inner(wanted(x.clone().inner()));
+                    let count = wanted.dims()[2];
+                    let wrong = said_wrong(encoded.query.clone(), said, wanted);
+                    drawn.penalties.extend(wrong.map(|wrong| (name, wrong.mul_scalar(weight))));
+                    said += count;
                 }
             };
-            say("changes", learn.changes, changes.scores(x.clone().inner()));
-            say("motion", learn.motion, changes.motion(x.inner()));
+            say("motion", learn.motion, &|x| changes.motion(x));
+            say("changes", learn.changes, &|x| changes.scores(x));
         }
         Ok(drawn)
     }

@@ -42,6 +42,12 @@ pub(crate) use reconstruct::{Drawn, Learn, Picture, Reconstruct, Reconstructed, 
 pub(crate) use start::{connected_weights, parent_weights};
 pub(crate) use trainer::Upkeep;
 pub(crate) use trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, train};
+pub(crate) use ways::Ways;
+
+/// For parameters that stay out of the fingerprint as long as they do nothing.
+pub(crate) fn is_none(count: &usize) -> bool {
+    *count == 0
+}
 
 /// For parameters that stay out of the fingerprint as long as they do nothing.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]

@@ -68,7 +68,7 @@ pub struct Reconstruction {
     pub turned: bool,
     /// Training clips are shifted by up to so many pixels along each axis, by chance; what was at the border fills up. Where
     /// videos are few, things then stand in many more places.
-    #[serde(default, skip_serializing_if = "stays")]
+    #[serde(default, skip_serializing_if = "super::is_none")]
     pub shifted: usize,
     /// Also compare what an ImageNet VGG-16 sees (released, with weight 0.1; spec 3.7). Without its weights the term is left
     /// out.
@@ -91,10 +91,6 @@ pub struct Reconstruction {
     pub path: Location,
 }
 
-fn stays(shifted: &usize) -> bool {
-    *shifted == 0
-}
-
 /// One part of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +102,8 @@ pub struct PhaseParams {
     pub frames: Option<usize>,
     #[serde(default)]
     pub motion_weight: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shifted: Option<usize>,
     #[serde(default)]
     pub loss: Option<PixelLoss>,
     #[serde(default)]
@@ -125,7 +123,7 @@ pub struct Learn {
     pub stills: f64,
     /// Each latent frame's pixels from its map by a linear map of each cell: what the maps hold then lies open.
     pub cells: f64,
-    /// What changes between latent frames, said by the codes before they are rounded.
+    /// What changes between latent frames, said by the codes before they are rounded, after what `motion` has them say.
     pub changes: f64,
     /// How far things move between latent frames, said likewise, so that a linear map reads it.
     #[serde(skip_serializing_if = "super::is_zero")]
@@ -191,6 +189,7 @@ pub(crate) struct Part {
     /// `None`: all that the table's clips have.
     pub(crate) frames: Option<usize>,
     pub(crate) motion_weight: f64,
+    pub(crate) shifted: usize,
     pub(crate) loss: PixelLoss,
     pub(crate) learn: Learn,
     pub(crate) optimizer: OptimizerParams,
@@ -225,6 +224,7 @@ impl Reconstruction {
             minibatch: self.minibatch,
             frames: self.frames,
             motion_weight: self.motion_weight,
+            shifted: self.shifted,
             loss: self.loss,
             learn: self.learn.clone(),
             optimizer: self.optimizer.clone(),
@@ -237,11 +237,17 @@ impl Reconstruction {
             minibatch: phase.minibatch.unwrap_or(whole.minibatch),
             frames: phase.frames.or(whole.frames),
             motion_weight: phase.motion_weight.unwrap_or(whole.motion_weight),
+            shifted: phase.shifted.unwrap_or(whole.shifted),
             loss: phase.loss.unwrap_or(whole.loss),
             learn: phase.learn.clone().unwrap_or_else(|| whole.learn.clone()),
             optimizer: phase.optimizer.clone().unwrap_or_else(|| whole.optimizer.clone()),
         };
         self.phases.iter().map(part).collect()
+    }
+
+    fn ways(&self, part: &Part) -> Ways {
+        let Reconstruction { backwards, mirrored, turned, .. } = *self;
+        Ways { backwards, mirrored, turned, shifted: part.shifted }
     }
 }
 
@@ -380,21 +386,9 @@ impl<M: Reconstruct> Reconstructor<M> {
         let table = unit.table("frames").expect("the plan connects required ports");
         let mut clips = ClipReader::new(table, ctx.memory_bytes / 2)?;
         let parts = params.parts();
-        if let [_, h, w] = clips.size
-            && params.turned
-            && h != w
-        {
-            return Err(format!("`turned` wants square clips; these have {w} x {h} pixels").into());
-        }
-        if let [_, h, w] = clips.size
-            && params.shifted >= h.min(w)
-        {
-            return Err(format!(
-                "`shifted` is {}; clips have {w} x {h} pixels, and something has to stay",
-                params.shifted
-            )
-            .into());
-        }
+        let [_, h, w] = clips.size;
+        let ways: Vec<Ways> = parts.iter().map(|part| params.ways(part)).collect();
+        ways.iter().try_for_each(|ways| ways.check([h, w]))?;
         if let Some(frames) = parts.iter().filter_map(|part| part.frames).find(|frames| *frames > clips.size[0]) {
             return Err(format!("`frames` is {frames}, but clips have {}", clips.size[0]).into());
         }
@@ -423,12 +417,7 @@ impl<M: Reconstruct> Reconstructor<M> {
             parts,
             orders,
             seed: params.seed,
-            ways: Ways {
-                backwards: params.backwards,
-                mirrored: params.mirrored,
-                turned: params.turned,
-                shifted: params.shifted,
-            },
+            ways,
             clips,
             rows: train_rows,
             held,
@@ -513,7 +502,8 @@ struct Reconstructing<'a, M: Reconstruct> {
     /// The order of the data, by phase.
     orders: Vec<Order>,
     seed: u64,
-    ways: Ways,
+    /// In which ways clips may stand, by phase.
+    ways: Vec<Ways>,
     clips: ClipReader<'a>,
     /// Rows of the table to train on, and those that are held out.
     rows: Vec<usize>,
@@ -562,7 +552,7 @@ impl<M: Reconstruct> Lesson for Reconstructing<'_, M> {
         let frames = part.frames.unwrap_or(clip_frames);
         let mut pixels = self.clips.minibatch(&picks, frames)?;
         for (place, clip) in pixels.chunks_mut(frames * h * w * 3).enumerate() {
-            self.ways.vary(clip, [h, w], mix(!self.seed, draw.number << 16 | place as u64));
+            self.ways[draw.phase].vary(clip, [h, w], mix(!self.seed, draw.number << 16 | place as u64));
         }
         let x = Tensor::from_inner(minibatch_tensor(&pixels, [picks.len(), frames, h, w], &self.device)?);
         let Drawn { pictures, mut penalties } = model.learn(x, &part.learn, &self.guide)?;

@@ -2,18 +2,40 @@
 
 /// The ways in which training clips may stand otherwise than they were taken.
 #[derive(Clone, Copy)]
-pub(super) struct Ways {
-    pub(super) backwards: bool,
-    pub(super) mirrored: bool,
-    pub(super) turned: bool,
+pub(crate) struct Ways {
+    pub(crate) backwards: bool,
+    pub(crate) mirrored: bool,
+    pub(crate) turned: bool,
     /// Pixels at most, along each axis and to either side.
-    pub(super) shifted: usize,
+    pub(crate) shifted: usize,
 }
 
 impl Ways {
+    /// Whether clips of `[h, w]` pixels can stand so.
+    ///
+    /// # Errors
+    /// Turned ones are not square, or shifted ones could lose all that they show.
+    pub(crate) fn check(self, [h, w]: [usize; 2]) -> Result<(), String> {
+        if self.turned && h != w {
+            return Err(format!("`turned` wants square clips; these have {w} x {h} pixels"));
+        }
+        if self.shifted >= h.min(w) {
+            let shifted = self.shifted;
+            return Err(format!("`shifted` is {shifted}; clips have {w} x {h} pixels, and something has to stay"));
+        }
+        Ok(())
+    }
+
+    /// What [`Ways::vary`] makes of bits of chance: where it is equal, so is what becomes of a clip.
+    pub(crate) fn choice(self, chance: u64) -> u64 {
+        let used = |does: bool, bits: u64| if does { bits } else { 0 };
+        let turns = used(self.backwards, 0b1) | used(self.mirrored, 0b110) | used(self.turned, 0b1000);
+        chance & (turns | used(self.shifted > 0, !0xFF))
+    }
+
     /// Lays a clip u8 [T, H, W, 3] down as bits of chance say: in time, left and right, top and bottom, a quarter round,
     /// and beside its place.
-    pub(super) fn vary(self, clip: &mut [u8], [h, w]: [usize; 2], chance: u64) {
+    pub(crate) fn vary(self, clip: &mut [u8], [h, w]: [usize; 2], chance: u64) {
         let says = |bit: u32| chance >> bit & 1 == 1;
         if self.backwards && says(0) {
             reverse(clip, h * w * 3);
@@ -93,6 +115,28 @@ mod tests {
     }
 
     #[test]
+    fn equal_choices_leave_equal_clips() {
+        let clip: Vec<u8> = (0..2 * 3 * 3 * 3).collect();
+        let becomes = |ways: Ways, chance| {
+            let mut clip = clip.clone();
+            ways.vary(&mut clip, [3, 3], chance);
+            clip
+        };
+        for bits in 0..16u32 {
+            let has = |bit: u32| bits >> bit & 1 == 1;
+            let ways = Ways { backwards: has(0), mirrored: has(1), turned: has(2), shifted: usize::from(has(3)) };
+            let mut choices = std::collections::HashMap::new();
+            for number in 0..60 {
+                let chance = vw2_models::train::order::mix(5, number);
+                let first = choices.entry(ways.choice(chance)).or_insert_with(|| becomes(ways, chance));
+                assert_eq!(*first, becomes(ways, chance), "{bits:b}");
+            }
+            let kinds = 1 << (bits & 1) << (bits & 2) << (bits >> 2 & 1);
+            assert!(has(3) || choices.len() == kinds, "{bits:b}: {} of {kinds}", choices.len());
+        }
+    }
+
+    #[test]
     fn a_quarter_takes_the_right_side_up() {
         let pixel = |value: u8| [value; 3];
         let mut clip = [1, 2, 3, 4].map(pixel).concat();
@@ -111,6 +155,7 @@ mod tests {
             assert_eq!(clip, wanted);
         }
     }
+
     #[test]
     fn a_shifted_picture_keeps_its_border() {
         let picture = |values: [u8; 6]| values.map(|value| [value; 3]).concat();
