@@ -1,7 +1,7 @@
 //! `train-dit`: trains the diffusion transformer with its control branch to render clips from codes and coarse hints.
 //!
-//! VAE and dLDM are ready-made and stay as they are: each clip is encoded once, decoded coarsely from its own codes for
-//! the hint, and base and branch learn by the rectified-flow loss. One video in ten is held out, and the model that is kept
+//! VAE and dLDM are ready-made and stay as they are: each clip, in each way that it is laid down, is encoded once, decoded
+//! coarsely from its own codes for the hint, and base and branch learn by the rectified-flow loss. One video in ten is held out, and the model that is kept
 //! is the one with the lowest loss on it.
 //! Source: spec sections 5.1, 5.2 and 7.3. Differs: the dLDM does not learn along (`train-joint` does that), colours are not
 //! jittered.
@@ -69,7 +69,7 @@ pub struct TrainDit {
     pub turned: bool,
     /// Training clips are shifted by up to so many pixels along each axis, by chance; no example is kept then, so each step
     /// encodes its clips anew.
-    #[serde(default, skip_serializing_if = "crate::training::is_none")]
+    #[serde(default, skip_serializing_if = "crate::training::is_zero")]
     pub shifted: usize,
     #[serde(default)]
     pub seed: u64,

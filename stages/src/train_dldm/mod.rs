@@ -65,12 +65,15 @@ impl Stage for TrainDldm {
 
 /// How far the numbers of each pair's codes from `from` on, before they are rounded, are from what they are to say: the squared
 /// error over the square of the latter. Codes `[B, N, D]`, wanted `[B, pairs, count]`. Where less is wanted than the codes
-/// could say, the last numbers are left alone; where more, its last ones.
+/// could say, the last numbers are left alone; where more, its last ones; `None` where no number is left.
 fn said_wrong(codes: Tensor<3>, from: usize, wanted: Tensor<3>) -> Option<Tensor<1>> {
     let [b, pairs, count] = wanted.dims();
     let [_, n, numbers] = codes.dims();
     let each = n / pairs * numbers;
-    let count = count.min(each.checked_sub(from)?);
+    let count = count.min(each.saturating_sub(from));
+    if count == 0 {
+        return None;
+    }
     let (said, wanted) = (codes.reshape([b, pairs, each]).narrow(2, from, count), wanted.narrow(2, 0, count));
     Some((said - wanted.clone()).square().mean() / wanted.square().mean().add_scalar(1e-6))
 }
@@ -156,5 +159,27 @@ impl Reconstruct for Pupil {
 
     fn config(&self) -> serde_json::Value {
         serde_json::to_value(self.dldm.config()).expect("a configuration is plain data")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_say_one_thing_after_the_other_as_long_as_they_have_numbers() {
+        let tensor = |values: &[f32], shape: [usize; 3]| {
+            Tensor::<3>::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
+        };
+        // Two pairs, each with two queries of two numbers.
+        let codes = tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], [1, 4, 2]);
+        let wrong = |from, wanted: &[f32]| {
+            let wanted = tensor(wanted, [1, 2, wanted.len() / 2]);
+            said_wrong(codes.clone(), from, wanted).map(|wrong| wrong.into_scalar::<f32>())
+        };
+        assert!(wrong(0, &[1.0, 2.0, 5.0, 6.0]).unwrap() < 1e-6);
+        assert!(wrong(2, &[3.0, 4.0, 9.0, 7.0, 8.0, 9.0]).unwrap() < 1e-6, "the third is more than is left");
+        assert!((wrong(1, &[2.0, 4.0]).unwrap() - 0.2).abs() < 1e-5, "(0 + 4) over (4 + 16)");
+        assert!(wrong(4, &[1.0, 1.0]).is_none() && wrong(9, &[1.0, 1.0]).is_none());
     }
 }

@@ -45,12 +45,6 @@ pub(crate) use trainer::{Check, Course, Draw, Lesson, Losses, Phase, Trained, tr
 pub(crate) use ways::Ways;
 
 /// For parameters that stay out of the fingerprint as long as they do nothing.
-pub(crate) fn is_none(count: &usize) -> bool {
-    *count == 0
-}
-
-/// For parameters that stay out of the fingerprint as long as they do nothing.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-pub(crate) fn is_zero(value: &f64) -> bool {
-    *value == 0.0
+pub(crate) fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

@@ -68,7 +68,7 @@ pub struct Reconstruction {
     pub turned: bool,
     /// Training clips are shifted by up to so many pixels along each axis, by chance; what was at the border fills up. Where
     /// videos are few, things then stand in many more places.
-    #[serde(default, skip_serializing_if = "super::is_none")]
+    #[serde(default, skip_serializing_if = "super::is_zero")]
     pub shifted: usize,
     /// Also compare what an ImageNet VGG-16 sees (released, with weight 0.1; spec 3.7). Without its weights the term is left
     /// out.
