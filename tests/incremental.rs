@@ -60,7 +60,7 @@ fn two_devices_give_the_bytes_of_one() {
 
 #[test]
 fn codes_computed_in_bf16_are_other_results_and_nearly_the_same() {
-    let project = Project::with_clips(3);
+    let project = Project::with_clips(10);
     let codes = || -> Vec<u16> {
         let ipc = |batch: RecordBatch| {
             let column = batch.column_by_name("codes").unwrap().as_list::<i32>().values().clone();
@@ -77,11 +77,11 @@ fn codes_computed_in_bf16_are_other_results_and_nearly_the_same() {
     project.run(&[]);
     let wide = codes();
     project.edit("kind = \"extract\"", "kind = \"extract\"\narithmetic = \"bf16\"");
-    assert_eq!(project.run(&[]).count("codes", "executed"), (3 * CLIPS) as u64);
+    assert_eq!(project.run(&[]).count("codes", "executed"), (10 * CLIPS) as u64);
     let short = codes();
     let equal = wide.iter().zip(&short).filter(|(wide, short)| wide == short).count();
     assert_eq!(wide.len(), short.len());
-    assert!(equal < wide.len() && 10 * equal > 7 * wide.len(), "{equal} of {} codes are the same", wide.len());
+    assert!(equal < wide.len() && 10 * equal > 9 * wide.len(), "{equal} of {} codes are the same", wide.len());
 }
 
 #[test]
