@@ -12,7 +12,7 @@ use cubecl::client::Client;
 use cubecl::features::MmaConfig;
 use cubecl::prelude::*;
 
-use super::cube::{Bounds, NEVER, Sizes, exp2, limit, log2};
+use super::cube::{Block, Bounds, NEVER, Sizes, exp2, limit, log2};
 
 /// A name that the macro takes for a type.
 type Tf32 = tf32;
@@ -377,21 +377,16 @@ pub(super) fn forward_on_tensor_cores(
     cubes: u32,
     #[comptime] cut: Cut,
 ) {
-    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
-    let (block_rows, sizes) = comptime!((cut.rows(), cut.sizes));
-    let blocks = n.div_ceil(block_rows);
     if CUBE_POS as u32 >= cubes {
         terminate!();
     }
-    let (all_heads, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
-    let batch = all_heads / sizes.heads;
-    let head = batch * sizes.shared + all_heads % sizes.heads / comptime!(sizes.heads / sizes.shared);
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let (side, sizes) = comptime!((cut.rows(), cut.sizes));
+    let block = Block::of_queries(&bounds, side, sizes);
+    let head = block.met(sizes);
     let place = Place::of_unit();
-    let start = block * block_rows;
-    let count = usize::min(n - start, block_rows);
     let row = place.plane * SQUARE + place.row;
-    let query = start + row;
-    let q_start = (all_heads * n + start) * sizes.width;
+    let query = block.start + row;
 
     let mut rows = Operand::new(comptime!(cut.rows() * cut.step()), cut);
     let mut tile = Operand::new(comptime!(TILE * cut.step()), cut);
@@ -403,9 +398,9 @@ pub(super) fn forward_on_tensor_cores(
     let mut largest = select(bounds.zeros > 0.0f32, 0.0f32, NEVER);
     // Of the unit's half of the row.
     let mut sum = select(place.half == 0, bounds.zeros, 0.0f32);
-    let last = limit(start + count - 1, &bounds);
-    let (inside, own) = (row < count, limit(query, &bounds));
-    rows.fill(q, q_start, count, block_rows, cut);
+    let last = limit(block.start + block.count - 1, &bounds);
+    let (inside, own) = (row < block.count, limit(query, &bounds));
+    rows.fill(q, block.at, block.count, side, cut);
 
     for tile_index in 0..m.div_ceil(TILE) {
         let first = tile_index * TILE;
@@ -422,7 +417,7 @@ pub(super) fn forward_on_tensor_cores(
                 let at = place.score(turn);
                 // Those out of sight are as far away as can be.
                 let mut found = f32::NEG_INFINITY.runtime();
-                if inside && meets(own, first + place.column(turn), real, batch * m, &bounds, cut.sizes) {
+                if inside && meets(own, first + place.column(turn), real, block.batch * m, &bounds, cut.sizes) {
                     found = scores[at] * bounds.scale;
                 }
                 scores[at] = found;
@@ -473,10 +468,10 @@ pub(super) fn forward_on_tensor_cores(
     sync_plane();
     sum += tops[UNIT_POS as usize - place.half + 1 - place.half];
     let factor = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
-    store(&gathered, factor, &mut scores, &place, out, q_start + row * sizes.width, row < count, cut);
-    if row < count && place.half == 0 {
+    store(&gathered, factor, &mut scores, &place, out, block.at + row * sizes.width, row < block.count, cut);
+    if row < block.count && place.half == 0 {
         // A row that sees nothing has an infinite sum: the largest number stands for it.
-        sums[all_heads * n + query] = select(sum > 0.0f32, largest + log2(sum), 1e30f32);
+        sums[block.head * n + query] = select(sum > 0.0f32, largest + log2(sum), 1e30f32);
     }
 }
 
@@ -495,21 +490,16 @@ pub(super) fn backward_queries_on_tensor_cores(
     cubes: u32,
     #[comptime] cut: Cut,
 ) {
-    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
-    let (block_rows, sizes) = comptime!((cut.rows(), cut.sizes));
-    let blocks = n.div_ceil(block_rows);
     if CUBE_POS as u32 >= cubes {
         terminate!();
     }
-    let (all_heads, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
-    let batch = all_heads / sizes.heads;
-    let head = batch * sizes.shared + all_heads % sizes.heads / comptime!(sizes.heads / sizes.shared);
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let (side, sizes) = comptime!((cut.rows(), cut.sizes));
+    let block = Block::of_queries(&bounds, side, sizes);
+    let head = block.met(sizes);
     let place = Place::of_unit();
-    let start = block * block_rows;
-    let count = usize::min(n - start, block_rows);
     let row = place.plane * SQUARE + place.row;
-    let query = start + row;
-    let q_start = (all_heads * n + start) * sizes.width;
+    let query = block.start + row;
 
     let mut rows = Operand::new(comptime!(cut.rows() * cut.step()), cut);
     let mut row_grads = Operand::new(comptime!(cut.rows() * cut.step()), cut);
@@ -521,14 +511,14 @@ pub(super) fn backward_queries_on_tensor_cores(
     let gathered = zeros(comptime!(cut.squares()));
     let mut row_sum = 0.0f32;
     let mut row_inner = 0.0f32;
-    if row < count {
-        row_sum = sums[all_heads * n + query];
-        row_inner = inner[all_heads * n + query];
+    if row < block.count {
+        row_sum = sums[block.head * n + query];
+        row_inner = inner[block.head * n + query];
     }
-    let last = limit(start + count - 1, &bounds);
-    let (inside, own) = (row < count, limit(query, &bounds));
-    rows.fill(q, q_start, count, block_rows, cut);
-    row_grads.fill(grad, q_start, count, block_rows, cut);
+    let last = limit(block.start + block.count - 1, &bounds);
+    let (inside, own) = (row < block.count, limit(query, &bounds));
+    rows.fill(q, block.at, block.count, side, cut);
+    row_grads.fill(grad, block.at, block.count, side, cut);
 
     for tile_index in 0..m.div_ceil(TILE) {
         let first = tile_index * TILE;
@@ -545,7 +535,7 @@ pub(super) fn backward_queries_on_tensor_cores(
             for turn in 0..comptime!(TILE / 2) {
                 let at = place.score(turn);
                 let mut slope = 0.0f32;
-                if inside && meets(own, first + place.column(turn), real, batch * m, &bounds, cut.sizes) {
+                if inside && meets(own, first + place.column(turn), real, block.batch * m, &bounds, cut.sizes) {
                     slope = exp2(scores[at] * bounds.scale - row_sum) * (products[at] - row_inner);
                 }
                 slopes.put(at, slope, cut);
@@ -563,7 +553,7 @@ pub(super) fn backward_queries_on_tensor_cores(
         }
     }
     let factor = bounds.scale * comptime!(std::f32::consts::LN_2);
-    store(&gathered, factor, &mut scores, &place, dq, q_start + row * sizes.width, row < count, cut);
+    store(&gathered, factor, &mut scores, &place, dq, block.at + row * sizes.width, row < block.count, cut);
 }
 
 /// As [`super::cube::backward_keys`].
@@ -582,20 +572,15 @@ pub(super) fn backward_keys_on_tensor_cores(
     cubes: u32,
     #[comptime] cut: Cut,
 ) {
-    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
-    let (block_rows, sizes) = comptime!((cut.rows(), cut.sizes));
-    let blocks = m.div_ceil(block_rows);
     if CUBE_POS as u32 >= cubes {
         terminate!();
     }
-    let (head, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
-    let (batch, group) = (head / sizes.shared, comptime!(sizes.heads / sizes.shared));
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let (side, sizes) = comptime!((cut.rows(), cut.sizes));
+    let block = Block::of_keys(&bounds, side, sizes);
     let place = Place::of_unit();
-    let start = block * block_rows;
-    let count = usize::min(m - start, block_rows);
     let row = place.plane * SQUARE + place.row;
-    let key = start + row;
-    let key_start = (head * m + start) * sizes.width;
+    let key = block.start + row;
 
     let mut rows = Operand::new(comptime!(cut.rows() * cut.step()), cut);
     let mut row_values = Operand::new(comptime!(cut.rows() * cut.step()), cut);
@@ -611,23 +596,23 @@ pub(super) fn backward_keys_on_tensor_cores(
     let mut query_limits = Shared::<[u32]>::new_slice(comptime!(TILE));
     let of_keys = zeros(comptime!(cut.squares()));
     let of_values = zeros(comptime!(cut.squares()));
-    rows.fill(k, key_start, count, block_rows, cut);
-    row_values.fill(v, key_start, count, block_rows, cut);
+    rows.fill(k, block.at, block.count, side, cut);
+    row_values.fill(v, block.at, block.count, side, cut);
 
-    for member in 0..group {
-        let all_heads = batch * sizes.heads + head % sizes.shared * group + member;
+    for member in 0..comptime!(sizes.heads / sizes.shared) {
+        let head = block.meeting(member, sizes);
         for tile_index in 0..n.div_ceil(TILE) {
             let first = tile_index * TILE;
             let passing = usize::min(n - first, TILE);
-            if start < limit(first + passing - 1, &bounds) || start + block_rows > bounds.rest as usize {
-                let q_start = (all_heads * n + first) * sizes.width;
+            if block.start < limit(first + passing - 1, &bounds) || block.start + side > bounds.rest as usize {
+                let q_start = (head * n + first) * sizes.width;
                 sync_cube();
                 queries.fill(q, q_start, passing, TILE, cut);
                 grads.fill(grad, q_start, passing, TILE, cut);
                 let unit = UNIT_POS as usize;
                 if unit < passing {
-                    query_sums[unit] = sums[all_heads * n + first + unit];
-                    query_inner[unit] = inner[all_heads * n + first + unit];
+                    query_sums[unit] = sums[head * n + first + unit];
+                    query_inner[unit] = inner[head * n + first + unit];
                     query_limits[unit] = limit(first + unit, &bounds) as u32;
                 }
                 sync_cube();
@@ -638,7 +623,8 @@ pub(super) fn backward_keys_on_tensor_cores(
                     let (at, query) = (place.score(turn), place.column(turn));
                     let mut weight = 0.0f32;
                     let mut slope = 0.0f32;
-                    if query < passing && meets(query_limits[query] as usize, key, real, batch * m, &bounds, cut.sizes)
+                    if query < passing
+                        && meets(query_limits[query] as usize, key, real, block.batch * m, &bounds, cut.sizes)
                     {
                         weight = exp2(scores[at] * bounds.scale - query_sums[query]);
                         slope = weight * (products[at] - query_inner[query]);
@@ -655,7 +641,7 @@ pub(super) fn backward_keys_on_tensor_cores(
         }
     }
     let factor = bounds.scale * comptime!(std::f32::consts::LN_2);
-    let at = key_start + row * sizes.width;
-    store(&of_keys, factor, &mut scores, &place, dk, at, row < count, cut);
-    store(&of_values, 1.0f32, &mut scores, &place, dv, at, row < count, cut);
+    let at = block.at + row * sizes.width;
+    store(&of_keys, factor, &mut scores, &place, dk, at, row < block.count, cut);
+    store(&of_values, 1.0f32, &mut scores, &place, dv, at, row < block.count, cut);
 }

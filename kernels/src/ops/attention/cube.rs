@@ -193,7 +193,50 @@ fn sees(query: usize, key: usize, real: &[f32], marks: usize, bounds: &Bounds, #
     seen
 }
 
-/// Cubes are counted per head, then per block of rows.
+/// The rows that a cube owns; cubes are counted per head, then per block of rows.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Block {
+    /// Among those of all batches.
+    pub(super) head: usize,
+    pub(super) batch: usize,
+    pub(super) start: usize,
+    pub(super) count: usize,
+    /// Where its first row lies, in values.
+    pub(super) at: usize,
+}
+
+#[cube]
+impl Block {
+    fn of(rows: usize, #[comptime] heads: usize, #[comptime] side: usize, #[comptime] width: usize) -> Block {
+        let blocks = rows.div_ceil(side);
+        let (head, index) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
+        let start = index * side;
+        let count = usize::min(rows - start, side);
+        Block { head, batch: head / heads, start, count, at: (head * rows + start) * width }
+    }
+
+    /// `side` queries of one head, or fewer at its end.
+    pub(super) fn of_queries(bounds: &Bounds, #[comptime] side: usize, #[comptime] sizes: Sizes) -> Block {
+        Block::of(bounds.queries as usize, sizes.heads, side, sizes.width)
+    }
+
+    /// Likewise, of keys.
+    pub(super) fn of_keys(bounds: &Bounds, #[comptime] side: usize, #[comptime] sizes: Sizes) -> Block {
+        Block::of(bounds.keys as usize, sizes.shared, side, sizes.width)
+    }
+
+    /// The head of keys and values that these queries meet.
+    pub(super) fn met(&self, #[comptime] sizes: Sizes) -> usize {
+        self.batch * sizes.shared + self.head % sizes.heads / comptime!(sizes.heads / sizes.shared)
+    }
+
+    /// The head of queries number `member` of those that meet these keys.
+    pub(super) fn meeting(&self, member: usize, #[comptime] sizes: Sizes) -> usize {
+        let group = comptime!(sizes.heads / sizes.shared);
+        self.batch * sizes.heads + self.head % sizes.shared * group + member
+    }
+}
+
 #[cube(launch)]
 fn forward(
     q: &[f32],
@@ -206,19 +249,14 @@ fn forward(
     cubes: u32,
     #[comptime] sizes: Sizes,
 ) {
-    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
-    let blocks = n.div_ceil(SIDE);
     if CUBE_POS as u32 >= cubes {
         terminate!();
     }
-    let (all_heads, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
-    let batch = all_heads / sizes.heads;
-    let head = batch * sizes.shared + all_heads % sizes.heads / comptime!(sizes.heads / sizes.shared);
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let block = Block::of_queries(&bounds, SIDE, sizes);
+    let head = block.met(sizes);
     let (row, lane) = place();
-    let start = block * SIDE;
-    let count = usize::min(n - start, SIDE);
-    let query = start + row;
-    let q_start = (all_heads * n + start) * sizes.width;
+    let query = block.start + row;
 
     let mut rows = Shared::<[f32]>::new_slice(comptime!(SIDE * CHUNK));
     let mut tile = Shared::<[f32]>::new_slice(comptime!(TILE * CHUNK));
@@ -226,16 +264,16 @@ fn forward(
     let mut gathered = Array::<f32>::new(comptime!(2 * sizes.chunks()));
     let mut largest = select(bounds.zeros > 0.0f32, 0.0f32, NEVER);
     let mut sum = bounds.zeros;
-    let last = limit(start + count - 1, &bounds);
+    let last = limit(block.start + block.count - 1, &bounds);
 
     for tile_index in 0..m.div_ceil(TILE) {
         let first = tile_index * TILE;
         if first < last || first + TILE > bounds.rest as usize {
             let keys = usize::min(m - first, TILE);
             let key_start = (head * m + first) * sizes.width;
-            let (near, far) = products(q, q_start, count, k, key_start, keys, &mut rows, &mut tile, sizes);
-            let near_seen = sees(query, first + lane, real, batch * m, &bounds, sizes);
-            let far_seen = sees(query, first + lane + SIDE, real, batch * m, &bounds, sizes);
+            let (near, far) = products(q, block.at, block.count, k, key_start, keys, &mut rows, &mut tile, sizes);
+            let near_seen = sees(query, first + lane, real, block.batch * m, &bounds, sizes);
+            let far_seen = sees(query, first + lane + SIDE, real, block.batch * m, &bounds, sizes);
             weights[row * TILE + lane] = select(near_seen, near * bounds.scale, NEVER);
             weights[row * TILE + lane + SIDE] = select(far_seen, far * bounds.scale, NEVER);
             sync_cube();
@@ -260,12 +298,12 @@ fn forward(
             gather(&weights, v, key_start, keys, &mut tile, &mut gathered, sizes);
         }
     }
-    if row < count {
+    if row < block.count {
         let factor = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
-        store(&gathered, factor, out, q_start + row * sizes.width, sizes);
+        store(&gathered, factor, out, block.at + row * sizes.width, sizes);
         if lane == 0 {
             // A row that sees nothing has an infinite sum: the largest number stands for it.
-            sums[all_heads * n + query] = select(sum > 0.0f32, largest + log2(sum), 1e30f32);
+            sums[block.head * n + query] = select(sum > 0.0f32, largest + log2(sum), 1e30f32);
         }
     }
 }
@@ -284,19 +322,14 @@ fn backward_queries(
     cubes: u32,
     #[comptime] sizes: Sizes,
 ) {
-    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
-    let blocks = n.div_ceil(SIDE);
     if CUBE_POS as u32 >= cubes {
         terminate!();
     }
-    let (all_heads, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
-    let batch = all_heads / sizes.heads;
-    let head = batch * sizes.shared + all_heads % sizes.heads / comptime!(sizes.heads / sizes.shared);
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let block = Block::of_queries(&bounds, SIDE, sizes);
+    let head = block.met(sizes);
     let (row, lane) = place();
-    let start = block * SIDE;
-    let count = usize::min(n - start, SIDE);
-    let query = start + row;
-    let q_start = (all_heads * n + start) * sizes.width;
+    let query = block.start + row;
 
     let mut rows = Shared::<[f32]>::new_slice(comptime!(SIDE * CHUNK));
     let mut tile = Shared::<[f32]>::new_slice(comptime!(TILE * CHUNK));
@@ -304,22 +337,22 @@ fn backward_queries(
     let mut gathered = Array::<f32>::new(comptime!(2 * sizes.chunks()));
     let mut row_sum = 0.0f32;
     let mut row_inner = 0.0f32;
-    if row < count {
-        row_sum = sums[all_heads * n + query];
-        row_inner = inner[all_heads * n + query];
+    if row < block.count {
+        row_sum = sums[block.head * n + query];
+        row_inner = inner[block.head * n + query];
     }
-    let last = limit(start + count - 1, &bounds);
+    let last = limit(block.start + block.count - 1, &bounds);
 
     for tile_index in 0..m.div_ceil(TILE) {
         let first = tile_index * TILE;
         if first < last || first + TILE > bounds.rest as usize {
             let keys = usize::min(m - first, TILE);
             let key_start = (head * m + first) * sizes.width;
-            let (near, far) = products(q, q_start, count, k, key_start, keys, &mut rows, &mut tile, sizes);
+            let (near, far) = products(q, block.at, block.count, k, key_start, keys, &mut rows, &mut tile, sizes);
             let (near_slope, far_slope) =
-                products(grad, q_start, count, v, key_start, keys, &mut rows, &mut tile, sizes);
-            let near_seen = sees(query, first + lane, real, batch * m, &bounds, sizes);
-            let far_seen = sees(query, first + lane + SIDE, real, batch * m, &bounds, sizes);
+                products(grad, block.at, block.count, v, key_start, keys, &mut rows, &mut tile, sizes);
+            let near_seen = sees(query, first + lane, real, block.batch * m, &bounds, sizes);
+            let far_seen = sees(query, first + lane + SIDE, real, block.batch * m, &bounds, sizes);
             let near = select(near_seen, exp2(near * bounds.scale - row_sum), 0.0f32);
             let far = select(far_seen, exp2(far * bounds.scale - row_sum), 0.0f32);
             slopes[row * TILE + lane] = near * (near_slope - row_inner);
@@ -327,9 +360,9 @@ fn backward_queries(
             gather(&slopes, k, key_start, keys, &mut tile, &mut gathered, sizes);
         }
     }
-    if row < count {
+    if row < block.count {
         let ln_2 = comptime!(std::f32::consts::LN_2);
-        store(&gathered, bounds.scale * ln_2, dq, q_start + row * sizes.width, sizes);
+        store(&gathered, bounds.scale * ln_2, dq, block.at + row * sizes.width, sizes);
     }
 }
 
@@ -349,18 +382,13 @@ fn backward_keys(
     cubes: u32,
     #[comptime] sizes: Sizes,
 ) {
-    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
-    let blocks = m.div_ceil(SIDE);
     if CUBE_POS as u32 >= cubes {
         terminate!();
     }
-    let (head, block) = (CUBE_POS as usize / blocks, CUBE_POS as usize % blocks);
-    let (batch, group) = (head / sizes.shared, comptime!(sizes.heads / sizes.shared));
+    let (n, m) = (bounds.queries as usize, bounds.keys as usize);
+    let block = Block::of_keys(&bounds, SIDE, sizes);
     let (row, lane) = place();
-    let start = block * SIDE;
-    let count = usize::min(m - start, SIDE);
-    let key = start + row;
-    let key_start = (head * m + start) * sizes.width;
+    let key = block.start + row;
 
     let mut rows = Shared::<[f32]>::new_slice(comptime!(SIDE * CHUNK));
     let mut tile = Shared::<[f32]>::new_slice(comptime!(TILE * CHUNK));
@@ -369,29 +397,29 @@ fn backward_keys(
     let mut of_keys = Array::<f32>::new(comptime!(2 * sizes.chunks()));
     let mut of_values = Array::<f32>::new(comptime!(2 * sizes.chunks()));
 
-    for member in 0..group {
-        let all_heads = batch * sizes.heads + head % sizes.shared * group + member;
+    for member in 0..comptime!(sizes.heads / sizes.shared) {
+        let head = block.meeting(member, sizes);
         for tile_index in 0..n.div_ceil(TILE) {
             let first = tile_index * TILE;
             let queries = usize::min(n - first, TILE);
-            if start < limit(first + queries - 1, &bounds) || start + SIDE > bounds.rest as usize {
-                let q_start = (all_heads * n + first) * sizes.width;
-                let (near, far) = products(k, key_start, count, q, q_start, queries, &mut rows, &mut tile, sizes);
+            if block.start < limit(first + queries - 1, &bounds) || block.start + SIDE > bounds.rest as usize {
+                let q_start = (head * n + first) * sizes.width;
+                let (near, far) = products(k, block.at, block.count, q, q_start, queries, &mut rows, &mut tile, sizes);
                 let (near_slope, far_slope) =
-                    products(v, key_start, count, grad, q_start, queries, &mut rows, &mut tile, sizes);
-                let near_seen = sees(first + lane, key, real, batch * m, &bounds, sizes);
-                let far_seen = sees(first + lane + SIDE, key, real, batch * m, &bounds, sizes);
+                    products(v, block.at, block.count, grad, q_start, queries, &mut rows, &mut tile, sizes);
+                let near_seen = sees(first + lane, key, real, block.batch * m, &bounds, sizes);
+                let far_seen = sees(first + lane + SIDE, key, real, block.batch * m, &bounds, sizes);
                 let mut near_weight = 0.0f32;
                 let mut far_weight = 0.0f32;
                 let mut near_inner = 0.0f32;
                 let mut far_inner = 0.0f32;
                 if near_seen {
-                    near_weight = exp2(near * bounds.scale - sums[all_heads * n + first + lane]);
-                    near_inner = inner[all_heads * n + first + lane];
+                    near_weight = exp2(near * bounds.scale - sums[head * n + first + lane]);
+                    near_inner = inner[head * n + first + lane];
                 }
                 if far_seen {
-                    far_weight = exp2(far * bounds.scale - sums[all_heads * n + first + lane + SIDE]);
-                    far_inner = inner[all_heads * n + first + lane + SIDE];
+                    far_weight = exp2(far * bounds.scale - sums[head * n + first + lane + SIDE]);
+                    far_inner = inner[head * n + first + lane + SIDE];
                 }
                 weights[row * TILE + lane] = near_weight;
                 weights[row * TILE + lane + SIDE] = far_weight;
@@ -402,10 +430,10 @@ fn backward_keys(
             }
         }
     }
-    if row < count {
+    if row < block.count {
         let ln_2 = comptime!(std::f32::consts::LN_2);
-        store(&of_keys, bounds.scale * ln_2, dk, key_start + row * sizes.width, sizes);
-        store(&of_values, 1.0f32, dv, key_start + row * sizes.width, sizes);
+        store(&of_keys, bounds.scale * ln_2, dk, block.at + row * sizes.width, sizes);
+        store(&of_values, 1.0f32, dv, block.at + row * sizes.width, sizes);
     }
 }
 
@@ -459,6 +487,23 @@ impl Launch {
     }
 }
 
+/// Launches a kernel on tensor cores where the device has those, else the plain one, with the same buffers.
+macro_rules! launch {
+    ($launch:ident, $pass:expr, $heads:expr, $rows:expr, $cores:ident | $plain:ident, $($buffer:expr),+) => {{
+        let cut = $launch.cut($pass);
+        let (cubes, count, dim) = $launch.cubes(cut, $heads, $rows);
+        let (client, bounds, number) = (&$launch.client, $launch.bounds(), cubes as u32);
+        match cut {
+            _ if cubes == 0 => {}
+            Some(cut) => $cores::launch(client, count, dim, $($buffer.clone().into_buffer_arg()),+, bounds, number, cut),
+            None => {
+                let sizes = $launch.sizes;
+                $plain::launch(client, count, dim, $($buffer.clone().into_buffer_arg()),+, bounds, number, sizes);
+            }
+        }
+    }};
+}
+
 fn like(x: &CubeTensor) -> CubeTensor {
     empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
 }
@@ -478,39 +523,7 @@ impl AttentionOps for CubeBackend {
         let out = like(&q);
         let sums =
             empty_device_contiguous_dtype(q.client.clone(), q.device.clone(), Shape::new([b, heads, n]), DType::F32);
-        let cut = launch.cut(Pass::Forward);
-        let (cubes, count, dim) = launch.cubes(cut, heads, n);
-        match cut {
-            _ if cubes == 0 => {}
-            Some(cut) => forward_on_tensor_cores::launch(
-                &launch.client,
-                count,
-                dim,
-                q.into_buffer_arg(),
-                k.into_buffer_arg(),
-                v.into_buffer_arg(),
-                real.into_buffer_arg(),
-                out.clone().into_buffer_arg(),
-                sums.clone().into_buffer_arg(),
-                launch.bounds(),
-                cubes as u32,
-                cut,
-            ),
-            None => forward::launch(
-                &launch.client,
-                count,
-                dim,
-                q.into_buffer_arg(),
-                k.into_buffer_arg(),
-                v.into_buffer_arg(),
-                real.into_buffer_arg(),
-                out.clone().into_buffer_arg(),
-                sums.clone().into_buffer_arg(),
-                launch.bounds(),
-                cubes as u32,
-                launch.sizes,
-            ),
-        }
+        launch!(launch, Pass::Forward, heads, n, forward_on_tensor_cores | forward, q, k, v, real, out, sums);
         (out, sums)
     }
 
@@ -530,82 +543,37 @@ impl AttentionOps for CubeBackend {
         let launch = Launch::new(&q, &k, form);
         let ([_, heads, n, _], [_, shared, m, _]) = (q.shape().dims(), k.shape().dims());
         let (dq, dk, dv) = (like(&q), like(&k), like(&v));
-        let cut = launch.cut(Pass::BackwardQueries);
-        let (cubes, count, dim) = launch.cubes(cut, heads, n);
-        match cut {
-            _ if cubes == 0 => {}
-            Some(cut) => backward_queries_on_tensor_cores::launch(
-                &launch.client,
-                count,
-                dim,
-                q.clone().into_buffer_arg(),
-                k.clone().into_buffer_arg(),
-                v.clone().into_buffer_arg(),
-                real.clone().into_buffer_arg(),
-                sums.clone().into_buffer_arg(),
-                inner.clone().into_buffer_arg(),
-                grad.clone().into_buffer_arg(),
-                dq.clone().into_buffer_arg(),
-                launch.bounds(),
-                cubes as u32,
-                cut,
-            ),
-            None => backward_queries::launch(
-                &launch.client,
-                count,
-                dim,
-                q.clone().into_buffer_arg(),
-                k.clone().into_buffer_arg(),
-                v.clone().into_buffer_arg(),
-                real.clone().into_buffer_arg(),
-                sums.clone().into_buffer_arg(),
-                inner.clone().into_buffer_arg(),
-                grad.clone().into_buffer_arg(),
-                dq.clone().into_buffer_arg(),
-                launch.bounds(),
-                cubes as u32,
-                launch.sizes,
-            ),
-        }
-        let cut = launch.cut(Pass::BackwardKeys);
-        let (cubes, count, dim) = launch.cubes(cut, shared, m);
-        match cut {
-            _ if cubes == 0 => {}
-            Some(cut) => backward_keys_on_tensor_cores::launch(
-                &launch.client,
-                count,
-                dim,
-                q.into_buffer_arg(),
-                k.into_buffer_arg(),
-                v.into_buffer_arg(),
-                real.into_buffer_arg(),
-                sums.into_buffer_arg(),
-                inner.into_buffer_arg(),
-                grad.into_buffer_arg(),
-                dk.clone().into_buffer_arg(),
-                dv.clone().into_buffer_arg(),
-                launch.bounds(),
-                cubes as u32,
-                cut,
-            ),
-            None => backward_keys::launch(
-                &launch.client,
-                count,
-                dim,
-                q.into_buffer_arg(),
-                k.into_buffer_arg(),
-                v.into_buffer_arg(),
-                real.into_buffer_arg(),
-                sums.into_buffer_arg(),
-                inner.into_buffer_arg(),
-                grad.into_buffer_arg(),
-                dk.clone().into_buffer_arg(),
-                dv.clone().into_buffer_arg(),
-                launch.bounds(),
-                cubes as u32,
-                launch.sizes,
-            ),
-        }
+        launch!(
+            launch,
+            Pass::BackwardQueries,
+            heads,
+            n,
+            backward_queries_on_tensor_cores | backward_queries,
+            q,
+            k,
+            v,
+            real,
+            sums,
+            inner,
+            grad,
+            dq
+        );
+        launch!(
+            launch,
+            Pass::BackwardKeys,
+            shared,
+            m,
+            backward_keys_on_tensor_cores | backward_keys,
+            q,
+            k,
+            v,
+            real,
+            sums,
+            inner,
+            grad,
+            dk,
+            dv
+        );
         (dq, dk, dv)
     }
 }
