@@ -27,7 +27,7 @@ use crate::autoregressor::Autoregressor;
 use crate::diffusion::{Diffusion, Renderer};
 use crate::model_file::{self, ModelFile};
 use crate::tables;
-use crate::training::PixelErrors;
+use crate::training::{PixelErrors, fold};
 
 /// Judges each clip of a frame table.
 #[derive(Clone, Serialize, Deserialize)]
@@ -72,7 +72,7 @@ pub struct EvaluateWeights {
 
 impl Stage for Evaluate {
     const KIND: &'static str = "evaluate";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "frames to figures: how well the models draw them again";
     const EXAMPLE: &'static str = include_str!("example.toml");
     const INPUTS: &'static [Port] = &[
@@ -271,11 +271,12 @@ impl Evaluator {
     }
 }
 
-/// Codes of a clip that has others than this one, drawn from the table by the unit's seed: `[1, N]`, if there is one.
+/// Codes of a clip that has others than this one: `[1, N]`, if there is one. Drawn from the table by this one's name, so that
+/// all weights are judged by the same clips.
 fn strange_codes(table: &dyn Rows, unit: &Unit, own: &Encoded) -> Result<Option<Tensor<2, Int>>, StageError> {
     let device = own.codes.device();
     let own: Vec<i64> = own.indices.clone().into_data().convert::<i64>().try_into_vec()?;
-    let start = (unit.seed() % table.len().max(1) as u64) as usize;
+    let start = fold(&unit.id, table.len().max(1) as u64) as usize;
     for distance in 0..table.len() {
         let row = table.row((start + distance) % table.len())?;
         let codes: Vec<u32> = Codes::view(&row)?.codes(0).iter().map(|&code| u32::from(code)).collect();
