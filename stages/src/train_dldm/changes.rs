@@ -242,6 +242,20 @@ mod tests {
     }
 
     #[test]
+    fn things_in_large_pictures_are_found_in_small_ones() {
+        let device = Device::flex();
+        // Each pixel four times along both axes: twice as many of each as are looked at.
+        let large = |x, y, dx| {
+            let pixels = jump(x, y, dx).reshape([15, 32, 1, 32, 1]).repeat_dim(2, 4).repeat_dim(4, 4);
+            pixels.reshape([1, 3, 5, 128, 128])
+        };
+        let clips = || (0..24).map(|i| Ok(large(4 + 4 * (i % 4), 4 + 3 * (i % 6), i % 5)));
+        let changes = Changes::of(&mut clips(), 4, &device).unwrap();
+        let way = |dx| (values(changes.motion(large(8, 8, dx)))[0] - QUARTER).sinh();
+        assert!(way(2).abs() > 0.3 && (way(4) / way(2) - 2.0).abs() < 0.02, "{} {}", way(2), way(4));
+    }
+
+    #[test]
     fn clips_without_motion_are_an_error() {
         let error = Changes::of(&mut (0..3).map(|_| Ok(jump(4, 4, 0))), 4, &Device::flex()).err().unwrap();
         assert!(error.to_string().contains("nothing changes"), "{error}");

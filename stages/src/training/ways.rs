@@ -115,6 +115,17 @@ mod tests {
     }
 
     #[test]
+    fn clips_that_cannot_stand_so_are_refused() {
+        let as_taken = Ways { backwards: true, mirrored: true, turned: false, shifted: 0 };
+        let refusal = |ways: Ways, size| ways.check(size).err().unwrap_or_default();
+        assert_eq!(refusal(as_taken, [2, 3]), "");
+        assert_eq!(refusal(Ways { turned: true, ..as_taken }, [3, 3]), "");
+        assert_eq!(refusal(Ways { shifted: 2, ..as_taken }, [3, 9]), "");
+        assert!(refusal(Ways { turned: true, ..as_taken }, [2, 3]).contains("these have 3 x 2 pixels"));
+        assert!(refusal(Ways { shifted: 3, ..as_taken }, [3, 9]).contains("`shifted` is 3; clips have 9 x 3 pixels"));
+    }
+
+    #[test]
     fn equal_choices_leave_equal_clips() {
         let clip: Vec<u8> = (0..2 * 3 * 3 * 3).collect();
         let becomes = |ways: Ways, chance| {
